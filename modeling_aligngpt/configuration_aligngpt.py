@@ -1,0 +1,81 @@
+"""Configuration of AlignGPT (arXiv 2405.14129): LLaVA's plus the alignment fields. Copied to the Hub with a model."""
+
+from typing import Any, Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import LlavaConfig
+
+
+__version__ = "0.1.0"
+
+# Where a repository's files define the classes, for `trust_remote_code=True`. Saving a model alone would write only the
+# entries of the model's own class.
+AUTO_MAP = {
+    "AutoConfig": "configuration_aligngpt.AlignGPTConfig",
+    "AutoModel": "modeling_aligngpt.AlignGPTModel",
+    "AutoModelForImageTextToText": "modeling_aligngpt.AlignGPTForConditionalGeneration",
+    "AutoProcessor": "processing_aligngpt.AlignGPTProcessor",
+}
+
+
+@strict
+class AlignGPTConfig(LlavaConfig):
+    r"""
+    Configuration of an AlignGPT model: a vision tower, a projector and a decoder-only language model as in
+    [`~transformers.LlavaConfig`], with alignment embeddings and an alignment gate.
+
+    Args:
+        vision_config (`dict` or `PreTrainedConfig`, *optional*):
+            Any tower that `AutoModel` builds. Defaults to CLIP ViT-L/14 at 336 px.
+        text_config (`dict` or `PreTrainedConfig`, *optional*):
+            Any decoder-only model that `AutoModel` builds. Defaults to LLaMA.
+        image_seq_length (`int`, *optional*):
+            Number of tokens per image, T in the paper. Computed from the tower's image and patch size where not given;
+            give it for a tower whose kept features are not its patch grid.
+        num_alignment_levels (`int`, *optional*, defaults to 8):
+            N, the number of alignment embeddings. Levels are 0-based, N-1 is the best-aligned (the *global*) one.
+        alignment_gate_hidden_size (`int`, *optional*, defaults to 256):
+            Width of the gate's hidden layer.
+        alignment_mode (`"adaptive"`, `"average"`, `"local"` or `"global"`, *optional*, defaults to `"adaptive"`):
+            How the alignment vector is made where no level is given. `adaptive`: equation 3, global row plus gated
+            local rows. `average`: global row plus the plain mean of the local rows. `local`: gated local rows only.
+            `global`: global row only. The last three are the paper's ablations.
+        alignment_gate_text (`"prompt"` or `"all"`, *optional*, defaults to `"prompt"`):
+            Text that the gate reads: what `token_type_ids` marks (everything outside assistant turns), or all of it
+            (the authors' behaviour, where the gate sees the answer during training).
+        align_token_id (`int`, *optional*, defaults to 32001):
+            Id of `<align>`, the placeholder that the alignment vector replaces.
+        aligngpt_version (`str`, *optional*):
+            Version of aligngpt that wrote the configuration. Written on every save.
+
+    Raises:
+        ValueError: if there are fewer than 2 levels, or `<image>` and `<align>` share an id.
+    """
+
+    model_type = "aligngpt"
+
+    image_seq_length: int | None = None
+    num_alignment_levels: int = 8
+    alignment_gate_hidden_size: int = 256
+    alignment_mode: Literal["adaptive", "average", "local", "global"] = "adaptive"
+    alignment_gate_text: Literal["prompt", "all"] = "prompt"
+    align_token_id: int = 32001
+    aligngpt_version: str = __version__
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        if self.image_seq_length is None:
+            self.image_seq_length = (self.vision_config.image_size // self.vision_config.patch_size) ** 2
+        if self.num_alignment_levels < 2:
+            raise ValueError(
+                f"num_alignment_levels is {self.num_alignment_levels}; the gate needs at least one local level beside "
+                "the global one, so at least 2."
+            )
+        if self.align_token_id == self.image_token_index:
+            raise ValueError(f"align_token_id and image_token_index are both {self.align_token_id}; they must differ.")
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**super().to_dict(), "aligngpt_version": __version__, "auto_map": dict(AUTO_MAP)}
+
+
+__all__ = ["AlignGPTConfig"]

@@ -1,0 +1,19 @@
+"""The chat templates that come with the package, with generation spans around what the assistant says."""
+
+from importlib.resources import files
+
+
+CHAT_TEMPLATES = ("vicuna_v1", "plain", "chatml", "llama3", "mistral")
+
+
+def load_chat_template(name: str) -> str:
+    """
+    The Jinja source of a packaged chat template: `vicuna_v1` (LLaMA-2, Vicuna), `plain` (stage 1), `chatml` (Qwen),
+    `llama3` (LLaMA-3-Instruct) or `mistral` (Mistral-Instruct).
+
+    Raises:
+        ValueError: if there is no template of that name.
+    """
+    if name not in CHAT_TEMPLATES:
+        raise ValueError(f"There is no chat template {name!r}; the packaged ones are {', '.join(CHAT_TEMPLATES)}.")
+    return files(__package__).joinpath(f"{name}.jinja").read_text(encoding="utf-8")

@@ -1,0 +1,263 @@
+"""Processor of AlignGPT: images and text in, model inputs out. Copied to the Hub, so it imports numpy and transformers only."""
+
+import re
+from typing import Any
+
+import numpy as np
+from transformers import LlavaProcessor
+from transformers.image_utils import ImageInput, get_image_size, to_numpy_array
+from transformers.processing_utils import MultiModalData, ProcessingKwargs, Unpack
+from transformers.tokenization_utils_base import BatchEncoding, PreTokenizedInput, TextInput
+
+
+class AlignGPTProcessor(LlavaProcessor):
+    r"""
+    Wraps an image processor and a tokenizer. Beside what [`~transformers.LlavaProcessor`] does, it
+
+    - puts `<align>`, the slot of the alignment vector, right after BOS (first of all where the tokenizer has no BOS)
+      in every text with an image;
+    - returns `token_type_ids`: 1 for the text that the alignment gate reads, 0 for BOS, padding, placeholders,
+      assistant turns of a chat, and all of a text without an image;
+    - refuses `<image>` and `<align>` in the text of chat messages, and says which sample has the wrong number of images.
+
+    Args:
+        image_processor ([`~transformers.LlavaImageProcessor`]): resizes, and with `do_pad` first pads to a square.
+        tokenizer ([`~transformers.PreTrainedTokenizerFast`]): has `<image>` and `<align>` among its tokens.
+        patch_size (`int`): of the vision tower.
+        vision_feature_select_strategy (`str`): `"default"` drops the tower's first token, `"full"` keeps it.
+        chat_template (`str` or `dict[str, str]`, *optional*): a Jinja template; stored with the processor.
+        image_token (`str`, *optional*, defaults to `"<image>"`): placeholder of an image.
+        align_token (`str`, *optional*, defaults to `"<align>"`): placeholder of the alignment vector.
+        num_additional_image_tokens (`int`, *optional*, defaults to 0): e.g. 1 for a tower with a CLS token.
+
+    Raises:
+        ValueError: if the tokenizer lacks one of the placeholders.
+    """
+
+    def __init__(
+        self,
+        image_processor=None,
+        tokenizer=None,
+        patch_size=None,
+        vision_feature_select_strategy=None,
+        chat_template=None,
+        image_token="<image>",
+        align_token="<align>",
+        num_additional_image_tokens=0,
+        **kwargs,
+    ):
+        super().__init__(
+            image_processor,
+            tokenizer,
+            patch_size=patch_size,
+            vision_feature_select_strategy=vision_feature_select_strategy,
+            chat_template=chat_template,
+            image_token=image_token,
+            num_additional_image_tokens=num_additional_image_tokens,
+        )
+        self.align_token = getattr(tokenizer, "align_token", None) or align_token
+        self.align_token_id = tokenizer.convert_tokens_to_ids(self.align_token)
+        for name in ("image_token", "align_token"):
+            token_ids = tokenizer.encode(getattr(self, name), add_special_tokens=False)
+            if len(token_ids) != 1 or token_ids[0] == tokenizer.unk_token_id:
+                raise ValueError(
+                    f"{getattr(self, name)} is not one token of the tokenizer (ids {token_ids}): add it as a special "
+                    "token, as `aligngpt compose` does."
+                )
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return list(dict.fromkeys([*super().model_input_names, "token_type_ids"]))
+
+    def __call__(
+        self,
+        images: ImageInput | None = None,
+        text: TextInput | PreTokenizedInput | list[TextInput] | list[PreTokenizedInput] | None = None,
+        **kwargs: Unpack[ProcessingKwargs],
+    ):
+        """
+        Model inputs of a batch: `input_ids`, `attention_mask` and `token_type_ids` (batch, length), `pixel_values`
+        (images, channels, height, width).
+
+        Args:
+            images: PIL images, arrays, tensors, paths or URLs; flat, or a list per text (`[]` or None for none).
+            text: one `<image>` per image in each.
+
+        Raises:
+            ValueError: if a text has not as many `<image>` as images, or truncation cut placeholders off; the message
+                names the sample.
+        """
+        if isinstance(images, (list, tuple)) and any(
+            image is None or isinstance(image, (list, tuple)) for image in images
+        ):
+            images = [image or [] for image in images]
+            images = images if any(images) else None
+        if text is not None:
+            text = self._write_bos([text] if isinstance(text, str) else list(text), kwargs)
+        inputs = super().__call__(images=images, text=text, **kwargs)
+        if "input_ids" in inputs:
+            inputs["token_type_ids"] = self._create_token_type_ids(inputs["input_ids"], inputs.get("attention_mask"))
+        return inputs
+
+    def _write_bos(self, text: list[str], kwargs: dict[str, Any]) -> list[str]:
+        """
+        Texts of which all or none start with BOS; where they do, the tokenizer is told not to add another one. Chat
+        templates write BOS, and not all callers (TRL's GRPO) know that they do.
+        """
+        bos_token = self.tokenizer.bos_token
+        if not bos_token or not any(isinstance(sample, str) and sample.startswith(bos_token) for sample in text):
+            return text
+        if kwargs.get("add_special_tokens", kwargs.get("text_kwargs", {}).get("add_special_tokens", True)):
+            kwargs["add_special_tokens"] = False
+            if self.tokenizer("").input_ids[:1] == [self.tokenizer.bos_token_id]:
+                return [sample if sample.startswith(bos_token) else bos_token + sample for sample in text]
+        return text
+
+    def validate_inputs(self, images=None, text=None, **kwargs):
+        if isinstance(text, list) and all(isinstance(sample, str) for sample in text):
+            nested = isinstance(images, list) and all(isinstance(row, (list, tuple)) for row in images)
+            if nested and len(images) != len(text):
+                raise ValueError(f"There are {len(images)} lists of images for {len(text)} texts.")
+            for index, sample in enumerate(text):
+                found = sample.count(self.image_token)
+                expected = len(images[index]) if nested else 0 if images is None else found
+                if found != expected:
+                    raise ValueError(
+                        f"Sample {index} has {found} {self.image_token} in its text but {expected} images: write one "
+                        f"{self.image_token} per image. The text starts with {sample[:80]!r}."
+                    )
+                start = self._get_align_position(sample)
+                if sample.count(self.align_token) != (found > 0 and sample.startswith(self.align_token, start)):
+                    raise ValueError(
+                        f"Sample {index} has a {self.align_token} in its text. The processor puts it into every text "
+                        "with an image, right after BOS; it can stand nowhere else. Remove it."
+                    )
+        super().validate_inputs(images=images, text=text, **kwargs)
+
+    def _get_align_position(self, sample: str) -> int:
+        bos_token = self.tokenizer.bos_token
+        return len(bos_token) if bos_token and sample.startswith(bos_token) else 0
+
+    def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
+        height, width = get_image_size(to_numpy_array(image_inputs["pixel_values"][image_idx]))
+        return self.image_token * self._get_num_image_tokens(height, width)
+
+    def _get_num_image_tokens(self, height: int, width: int) -> int:
+        num_patches = (height // self.patch_size) * (width // self.patch_size)
+        return num_patches + self.num_additional_image_tokens - (self.vision_feature_select_strategy == "default")
+
+    def _get_num_multimodal_tokens(self, image_sizes: list[list[int]] | None = None, **kwargs) -> MultiModalData:
+        """Tokens per image for images of these sizes (height, width): the same for all, they are resized."""
+        if image_sizes is None:
+            return MultiModalData()
+        crop_size = self._merge_kwargs(**kwargs)["images_kwargs"].get("crop_size") or self.image_processor.crop_size
+        num_tokens = self._get_num_image_tokens(crop_size["height"], crop_size["width"])
+        return MultiModalData(
+            num_image_tokens=[num_tokens] * len(image_sizes), num_image_patches=[1] * len(image_sizes)
+        )
+
+    def get_text_with_replacements(self, text: list[str], images_replacements: list[str] = [], *args, **kwargs):
+        text, batch_offsets = super().get_text_with_replacements(text, images_replacements, *args, **kwargs)
+        for index, offsets in enumerate(batch_offsets):
+            start = self._get_align_position(text[index])
+            if not offsets or text[index].startswith(self.align_token, start):
+                continue
+            text[index] = text[index][:start] + self.align_token + text[index][start:]
+            # Recorded as a replacement of nothing, so that spans of the template (assistant turns) move along
+            end = start + len(self.align_token)
+            for offset in offsets:
+                offset["new_span"] = tuple(position + len(self.align_token) for position in offset["new_span"])
+            offsets.insert(
+                0,
+                {
+                    "type": "align",
+                    "span": (start, start),
+                    "new_span": (start, end),
+                    "text": "",
+                    "replacement": self.align_token,
+                },
+            )
+        return text, batch_offsets
+
+    def _check_special_mm_tokens(self, text: list[str], text_inputs: BatchEncoding, modalities: list[str]):
+        super()._check_special_mm_tokens(text, text_inputs, modalities)
+        for index, input_ids in enumerate(text_inputs["input_ids"]):
+            if self.image_token_id in input_ids and self.align_token_id not in input_ids:
+                raise ValueError(
+                    f"Sample {index} lost its {self.align_token} in truncation. Truncate on the right, raise "
+                    "`max_length`, or disable truncation."
+                )
+
+    def _create_token_type_ids(self, input_ids, attention_mask=None):
+        """1 for the text that the gate reads, in the container (lists, array, tensor) of `input_ids`."""
+        rows = []
+        for index, row in enumerate(input_ids):
+            row = np.asarray(row)
+            is_text = (
+                np.ones_like(row, dtype=bool) if attention_mask is None else np.asarray(attention_mask[index]) == 1
+            )
+            first = int(is_text.argmax())
+            is_text &= ~np.isin(row, [self.image_token_id, self.align_token_id])
+            if row.size and row[first] == self.tokenizer.bos_token_id:
+                is_text[first] = False
+            rows.append((is_text & (row == self.align_token_id).any()).astype(int).tolist())
+        if hasattr(input_ids, "new_tensor"):
+            return input_ids.new_tensor(rows)
+        return np.asarray(rows) if isinstance(input_ids, np.ndarray) else rows
+
+    def apply_chat_template(self, conversation, chat_template: str | None = None, **kwargs):
+        """
+        As [`~transformers.ProcessorMixin.apply_chat_template`]. With `tokenize` and `return_dict`, `token_type_ids`
+        are 0 in assistant turns (the template's generation spans), so that the gate reads the same text in training
+        as at inference. transformers cannot tell the spans together with `continue_final_message` or
+        `sanitize_control_tokens`; there the gate reads all text of the prompt.
+
+        Raises:
+            ValueError: if the text of a message contains a placeholder and `sanitize_control_tokens` is not set.
+        """
+        if not kwargs.get("sanitize_control_tokens"):
+            self._refuse_placeholders(conversation)
+        returns_masks = kwargs.pop("return_assistant_tokens_mask", False)
+        marks_turns = (
+            kwargs.get("tokenize", False)
+            and kwargs.get("return_dict", False)
+            and not kwargs.get("sanitize_control_tokens")
+            and not kwargs.get("continue_final_message")
+            and self.tokenizer.is_fast
+            and re.search(r"\{%-?\s*generation\b", self._resolve_chat_template(chat_template))
+        )
+        if kwargs.get("processor_kwargs") is not None:
+            kwargs["processor_kwargs"] = dict(kwargs["processor_kwargs"])  # the parent class writes to it
+        inputs = super().apply_chat_template(
+            conversation, chat_template, return_assistant_tokens_mask=bool(returns_masks or marks_turns), **kwargs
+        )
+        if marks_turns and not returns_masks:
+            inputs.pop("assistant_masks")
+        return inputs
+
+    def _refuse_placeholders(self, conversation):
+        batched = bool(conversation) and isinstance(conversation[0], (list, tuple))
+        for index, messages in enumerate(conversation if batched else [conversation]):
+            for number, message in enumerate(getattr(messages, "messages", messages)):
+                content = message.get("content") or []
+                texts = [content] if isinstance(content, str) else [part.get("text") or "" for part in content]
+                for token in (self.image_token, self.align_token):
+                    if any(token in text for text in texts):
+                        raise ValueError(
+                            f"Message {number} of conversation {index} has a literal {token} in its text, which would "
+                            'be taken for a placeholder. Give images as {"type": "image"} entries of the content; if '
+                            "the text is really about the token, take it out or pass sanitize_control_tokens=True."
+                        )
+
+    def _adjust_assistant_masks_indices(self, processed_dict, generation_indices: list[list[int]]):
+        # Plain lists: the parent class compares offsets token by token, which is slow on tensors
+        processed_dict["offset_mapping"] = [np.asarray(row).tolist() for row in processed_dict["offset_mapping"]]
+        processed_dict = super()._adjust_assistant_masks_indices(processed_dict, generation_indices)
+        for types, mask in zip(processed_dict["token_type_ids"], processed_dict["assistant_masks"]):
+            for position, is_answer in enumerate(mask):
+                if is_answer:
+                    types[position] = 0
+        return processed_dict
+
+
+__all__ = ["AlignGPTProcessor"]

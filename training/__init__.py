@@ -1,0 +1,1 @@
+"""Both training stages as TRL scripts, their data and their recipes."""
