@@ -9,6 +9,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from .configuration_aligngpt import AlignGPTConfig, __version__
 from .modeling_aligngpt import AlignGPTForConditionalGeneration, AlignGPTModel, AlignGPTPreTrainedModel
 
+
 # The processor's module is no sibling: the folders of the repository are packages of this one (pyproject.toml)
 from aligngpt.processing.processing_aligngpt import AlignGPTProcessor  # isort: skip
 

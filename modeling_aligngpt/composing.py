@@ -1,8 +1,15 @@
 """An AlignGPT from a vision tower and a language model: the start of stage 1."""
 
 import torch
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForCausalLM, AutoTokenizer
-from transformers import LlavaImageProcessor, LlavaImageProcessorPil
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlavaImageProcessor,
+    LlavaImageProcessorPil,
+)
 from transformers.utils import is_torchvision_available
 
 from aligngpt.processing import AlignGPTProcessor, load_chat_template
@@ -13,7 +20,12 @@ from .modeling_aligngpt import AlignGPTForConditionalGeneration
 
 
 def compose(
-    vision: str, text: str, chat_template: str = "vicuna_v1", dtype: torch.dtype | str = "auto", **config_fields
+    vision: str,
+    text: str,
+    chat_template: str = "vicuna_v1",
+    dtype: torch.dtype | str = "auto",
+    attn_implementation: str | None = None,
+    **config_fields,
 ) -> tuple[AlignGPTForConditionalGeneration, AlignGPTProcessor]:
     """
     A model whose tower and language model are those of two checkpoints and whose projector, alignment embeddings and
@@ -22,8 +34,10 @@ def compose(
     Args:
         vision (`str`): Hub id or folder of a CLIP-like model, or of its vision tower alone.
         text (`str`): Hub id or folder of a decoder-only language model with its tokenizer.
-        chat_template (`str`, *optional*, defaults to `"vicuna_v1"`): name of a packaged chat template.
+        chat_template (`str`, *optional*, defaults to `"vicuna_v1"`): name of the packaged template that fits the
+            language model. The processor also gets `plain`, stage 1's, under that name.
         dtype (`torch.dtype` or `str`, *optional*, defaults to `"auto"`): of the weights; as stored by default.
+        attn_implementation (`str`, *optional*): e.g. `"flash_attention_2"`.
         config_fields: fields of [`AlignGPTConfig`], e.g. `num_alignment_levels=4`.
 
     Returns:
@@ -32,11 +46,13 @@ def compose(
     Raises:
         ValueError: if the chat template is unknown.
     """
-    template = load_chat_template(chat_template)
+    chat_templates = {"default": load_chat_template(chat_template), "plain": load_chat_template("plain")}
     vision_config = AutoConfig.from_pretrained(vision)
     vision_config = getattr(vision_config, "vision_config", vision_config)
-    tower = AutoModel.from_pretrained(vision, config=vision_config, dtype=dtype)
-    language_model = AutoModelForCausalLM.from_pretrained(text, dtype=dtype)
+    tower = AutoModel.from_pretrained(
+        vision, config=vision_config, dtype=dtype, attn_implementation=attn_implementation
+    )
+    language_model = AutoModelForCausalLM.from_pretrained(text, dtype=dtype, attn_implementation=attn_implementation)
     tokenizer = prepare_tokenizer(AutoTokenizer.from_pretrained(text))
 
     config = AlignGPTConfig(
@@ -77,6 +93,6 @@ def compose(
         patch_size=vision_config.patch_size,
         vision_feature_select_strategy=config.vision_feature_select_strategy,
         num_additional_image_tokens=1 if config.vision_feature_select_strategy == "default" else 0,
-        chat_template=template,
+        chat_template=chat_templates,
     )
     return model, processor

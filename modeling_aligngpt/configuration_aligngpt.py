@@ -8,8 +8,8 @@ from transformers import LlavaConfig
 
 __version__ = "0.1.0"
 
-# Where a repository's files define the classes, for `trust_remote_code=True`. Saving a model alone would write only the
-# entries of the model's own class.
+# Where a repository's files define the classes, for `trust_remote_code=True`. Saving a model alone would write only
+# the entries of the model's own class.
 AUTO_MAP = {
     "AutoConfig": "configuration_aligngpt.AlignGPTConfig",
     "AutoModel": "modeling_aligngpt.AlignGPTModel",

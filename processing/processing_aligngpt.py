@@ -1,4 +1,4 @@
-"""Processor of AlignGPT: images and text in, model inputs out. Copied to the Hub, so it imports numpy and transformers only."""
+"""Processor of AlignGPT: from images and text to model inputs. Copied to the Hub: imports only numpy, transformers."""
 
 import re
 from typing import Any
@@ -18,7 +18,8 @@ class AlignGPTProcessor(LlavaProcessor):
       in every text with an image;
     - returns `token_type_ids`: 1 for the text that the alignment gate reads, 0 for BOS, padding, placeholders,
       assistant turns of a chat, and all of a text without an image;
-    - refuses `<image>` and `<align>` in the text of chat messages, and says which sample has the wrong number of images.
+    - refuses `<image>` and `<align>` in the text of chat messages, and names the sample with the wrong number of
+      images.
 
     Args:
         image_processor ([`~transformers.LlavaImageProcessor`]): resizes, and with `do_pad` first pads to a square.
@@ -156,8 +157,8 @@ class AlignGPTProcessor(LlavaProcessor):
             num_image_tokens=[num_tokens] * len(image_sizes), num_image_patches=[1] * len(image_sizes)
         )
 
-    def get_text_with_replacements(self, text: list[str], images_replacements: list[str] = [], *args, **kwargs):
-        text, batch_offsets = super().get_text_with_replacements(text, images_replacements, *args, **kwargs)
+    def get_text_with_replacements(self, text: list[str], *args, **kwargs):
+        text, batch_offsets = super().get_text_with_replacements(text, *args, **kwargs)
         for index, offsets in enumerate(batch_offsets):
             start = self._get_align_position(text[index])
             if not offsets or text[index].startswith(self.align_token, start):

@@ -1,8 +1,11 @@
 """Tiny parts that the tests share: a SentencePiece tokenizer, a CLIP tower, a LLaMA, and an AlignGPT made of them."""
 
+import copy
 import io
 import json
 import os
+import subprocess
+import sys
 
 
 # Before transformers is imported: nothing here may reach for a network
@@ -14,6 +17,7 @@ import torch
 from PIL import Image
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
+from aligngpt import AlignGPTProcessor
 from aligngpt.composing import compose
 
 
@@ -112,20 +116,39 @@ def checkpoint(composed, tmp_path_factory):
 
 @pytest.fixture
 def model(composed):
-    import copy
-
     return copy.deepcopy(composed[0])
 
 
 @pytest.fixture
 def processor(checkpoint):
-    from aligngpt import AlignGPTProcessor
-
     return AlignGPTProcessor.from_pretrained(checkpoint)
 
 
-def make_image(seed: int, size: tuple[int, int] = (20, 12)) -> Image.Image:
-    """A noisy RGB image, the same for the same seed."""
-    generator = torch.Generator().manual_seed(seed)
-    pixels = torch.randint(0, 256, (size[1], size[0], 3), generator=generator, dtype=torch.uint8)
-    return Image.fromarray(pixels.numpy())
+@pytest.fixture(scope="session")
+def make_image():
+    """A function that makes a noisy RGB image, the same for the same seed."""
+
+    def make(seed: int, size: tuple[int, int] = (20, 12)) -> Image.Image:
+        generator = torch.Generator().manual_seed(seed)
+        pixels = torch.randint(0, 256, (size[1], size[0], 3), generator=generator, dtype=torch.uint8)
+        return Image.fromarray(pixels.numpy())
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def run_python():
+    """A function that runs Python code in a process of its own, outside the checkout, and returns what it printed."""
+
+    def run(code: str, folder, **environment) -> str:
+        result = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=folder,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+            capture_output=True,
+            text=True,
+        )
+        assert result.returncode == 0, result.stderr
+        return result.stdout
+
+    return run

@@ -1,0 +1,186 @@
+"""Batches, padding, gradients and bad input."""
+
+import pytest
+import torch
+from transformers import LlavaConfig, LlavaForConditionalGeneration
+
+from aligngpt import AlignGPTForConditionalGeneration
+
+
+@pytest.fixture
+def rows(make_image):
+    """Texts and images of rows of every kind: one image, none, two images, an image in the middle."""
+    return [
+        ("USER: <image>\nWhat is this? ASSISTANT:", [make_image(0)]),
+        ("Is the sky blue today, or is it red?", []),
+        ("<image> and <image>: the same?", [make_image(1), make_image(2)]),
+        ("The colour of the bus in <image> is", [make_image(3)]),
+    ]
+
+
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+def test_a_padded_batch_gives_each_row_the_logits_it_has_alone(model, processor, rows, padding_side):
+    texts, images = zip(*rows, strict=True)
+    batch = processor(
+        images=list(images), text=list(texts), padding=True, padding_side=padding_side, return_tensors="pt"
+    )
+    with torch.no_grad():
+        together = model(**batch)
+        for index, (text, own_images) in enumerate(rows):
+            alone = model(**processor(images=own_images or None, text=text, return_tensors="pt"))
+            real = batch["attention_mask"][index].bool()
+            torch.testing.assert_close(together.logits[index][real], alone.logits[0], atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(together.alignment_weights[index], alone.alignment_weights[0])
+
+
+def test_padding_does_not_reach_the_gate_without_token_types(model, processor, rows):
+    texts, images = zip(*rows, strict=True)
+    batch = processor(images=list(images), text=list(texts), padding=True, return_tensors="pt")
+    expected = model.get_alignment_weights(**batch)
+    batch.pop("token_type_ids")
+    torch.testing.assert_close(model.get_alignment_weights(**batch), expected)
+
+
+def test_embeddings_in_place_of_ids_give_the_same_logits(model, processor, rows):
+    texts, images = zip(*rows, strict=True)
+    batch = processor(images=list(images), text=list(texts), padding=True, return_tensors="pt")
+    batch.pop("token_type_ids")
+    with torch.no_grad():
+        expected = model(**batch).logits
+        embeds = model.get_input_embeddings()(batch.pop("input_ids"))
+        torch.testing.assert_close(model(inputs_embeds=embeds, **batch).logits, expected)
+
+
+def test_earlier_tower_outputs_in_place_of_pixels_give_the_same_logits(model, processor, rows):
+    inputs = processor(images=rows[2][1], text=rows[2][0], return_tensors="pt")
+    with torch.no_grad():
+        expected = model(**inputs).logits
+        outputs = model.get_image_features(inputs.pop("pixel_values"))
+        torch.testing.assert_close(model(mm_encoder_outputs={"image": outputs}, **inputs).logits, expected)
+
+
+def test_without_placeholders_the_model_is_its_language_model(model, processor, text_folder, rows):
+    from transformers import AutoModelForCausalLM
+
+    inputs = processor(text=rows[1][0], return_tensors="pt")
+    with torch.no_grad():
+        expected = AutoModelForCausalLM.from_pretrained(text_folder)(inputs["input_ids"]).logits
+        logits = model(**inputs).logits
+    torch.testing.assert_close(logits[..., : expected.shape[-1]], expected)
+
+
+def test_a_llava_checkpoint_loads_with_only_the_new_parts_missing(tmp_path, model):
+    fields = {name: value for name, value in model.config.to_dict().items() if name in LlavaConfig().to_dict()}
+    llava = LlavaForConditionalGeneration(LlavaConfig(**{**fields, "model_type": "llava"}))
+    llava.save_pretrained(tmp_path)
+    loaded, info = AlignGPTForConditionalGeneration.from_pretrained(
+        tmp_path, config=model.config, output_loading_info=True
+    )
+    new = {name for name in loaded.state_dict() if name.startswith(("model.alignment_",))}
+    assert set(info["missing_keys"]) == new and not info["unexpected_keys"]
+    for name, tensor in llava.state_dict().items():
+        torch.testing.assert_close(loaded.state_dict()[name], tensor)
+    assert loaded.model.alignment_embeddings.weight.std() > 0.1  # xavier-uniform on (8, 32)
+
+
+def test_every_alignment_and_gate_parameter_gets_a_gradient(model, processor, rows):
+    inputs = processor(images=rows[0][1], text=rows[0][0], return_tensors="pt")
+    model(**inputs, labels=inputs["input_ids"]).loss.backward()
+    for name, parameter in model.model.named_parameters():
+        if name.startswith(("alignment_", "multi_modal_projector")):
+            assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+
+
+def test_an_all_text_batch_trains_with_the_vision_side_in_the_graph(model, processor, rows):
+    inputs = processor(text=rows[1][0], return_tensors="pt")
+    expected = model(**inputs).logits
+    logits = model.train()(**inputs, labels=inputs["input_ids"]).logits
+    torch.testing.assert_close(logits, expected)
+    model(**inputs, labels=inputs["input_ids"]).loss.backward()
+    for name, parameter in model.model.named_parameters():
+        if name.startswith(("alignment_", "multi_modal_projector")):
+            assert parameter.grad is not None and not parameter.grad.any(), name
+
+
+def test_gradient_checkpointing_does_not_change_the_gradients(model, processor, rows):
+    texts, images = zip(*rows, strict=True)
+    inputs = processor(images=list(images), text=list(texts), padding=True, return_tensors="pt")
+    inputs["labels"] = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
+    model.train()
+    model(**inputs, use_cache=False).loss.backward()
+    expected = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    model.zero_grad()
+    model.gradient_checkpointing_enable()
+    model(**inputs, use_cache=False).loss.backward()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(model.get_parameter(name).grad, gradient, msg=name)
+
+
+def test_eager_and_sdpa_attention_agree(model, checkpoint, processor, rows):
+    inputs = processor(images=rows[0][1], text=rows[0][0], return_tensors="pt")
+    eager = AlignGPTForConditionalGeneration.from_pretrained(checkpoint, attn_implementation="eager")
+    with torch.no_grad():
+        torch.testing.assert_close(eager(**inputs).logits, model(**inputs).logits, atol=1e-4, rtol=1e-4)
+
+
+def test_half_precision_keeps_the_gates_softmax_in_full_precision(model, processor, rows):
+    inputs = processor(images=rows[0][1], text=rows[0][0], return_tensors="pt")
+    expected = model.get_alignment_weights(**inputs)
+    inputs["pixel_values"] = inputs["pixel_values"].bfloat16()
+    weights = model.bfloat16().get_alignment_weights(**inputs)
+    assert weights.dtype == torch.bfloat16
+    torch.testing.assert_close(weights.float(), expected, atol=0.05, rtol=0.2)
+    assert abs(weights.float().sum() - 1) < 0.01
+
+
+def test_the_special_rows_of_the_embedding_table_differ(model):
+    table = model.get_input_embeddings().weight
+    image, align = table[model.config.image_token_id], table[model.config.align_token_id]
+    assert not torch.equal(image, align)
+    assert len(table) % 64 == 0
+
+
+class TestBadInput:
+    @pytest.fixture
+    def inputs(self, processor, rows):
+        texts, images = zip(*rows[:2], strict=True)
+        return processor(images=list(images), text=list(texts), padding=True, return_tensors="pt")
+
+    @pytest.mark.parametrize("level", [8, -2])
+    def test_a_level_out_of_range_is_an_error_that_names_the_range(self, model, inputs, level):
+        with pytest.raises(ValueError, match=r"alignment_levels are \[0, .*must be 0\.\.7, or -1"):
+            model(**inputs, alignment_levels=torch.tensor([0, level]))
+
+    def test_levels_of_the_wrong_number_are_an_error(self, model, inputs):
+        with pytest.raises(ValueError, match=r"shape \(3,\); expected one level for each of the 2 rows"):
+            model(**inputs, alignment_levels=torch.tensor([0, 1, 2]))
+
+    def test_more_images_than_placeholders_are_an_error(self, model, inputs):
+        inputs["pixel_values"] = inputs["pixel_values"].repeat(2, 1, 1, 1)
+        with pytest.raises(ValueError, match="do not match"):
+            model(**inputs)
+
+    def test_placeholders_spread_wrongly_over_rows_are_an_error(self, model, inputs):
+        ids = inputs["input_ids"]
+        position = (ids[0] == model.config.image_token_id).nonzero()[0]
+        ids[1, -1] = model.config.image_token_id
+        ids[0, position] = 5
+        with pytest.raises(ValueError, match=r"an image has 16 tokens, the rows have \[15, 1\]"):
+            model(**inputs)
+
+    def test_a_processor_of_another_image_size_is_an_error(self, model, inputs):
+        model.config.image_seq_length = 9
+        with pytest.raises(ValueError, match="16 tokens per image.*image_seq_length=9"):
+            model(**inputs)
+
+    def test_types_longer_than_the_input_are_an_error(self, model, inputs):
+        inputs["token_type_ids"] = torch.ones(2, inputs["input_ids"].shape[1] + 1, dtype=torch.long)
+        with pytest.raises(ValueError, match="token_type_ids"):
+            model(**inputs)
+
+    def test_the_refused_call_leaves_the_model_as_it_was(self, model, inputs):
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        with pytest.raises(ValueError):
+            model.train()(**inputs, alignment_levels=torch.tensor([99, 0]), labels=inputs["input_ids"])
+        for name, tensor in model.state_dict().items():
+            assert torch.equal(tensor, before[name]), name
