@@ -101,7 +101,7 @@ def composed(vision_folder, text_folder):
     with torch.no_grad():  # a gate and vectors that matter
         model.model.alignment_embeddings.weight.mul_(3)
         for parameter in (*model.model.alignment_gate.parameters(), *model.model.multi_modal_projector.parameters()):
-            parameter.normal_(std=0.3)
+            parameter.normal_(std=0.1)
     return model.eval(), processor
 
 
@@ -140,11 +140,11 @@ def make_image():
 def run_python():
     """A function that runs Python code in a process of its own, outside the checkout, and returns what it printed."""
 
-    def run(code: str, folder, **environment) -> str:
+    def run(code: str, folder, base_environment=os.environ, **environment) -> str:
         result = subprocess.run(
             [sys.executable, "-c", code],
             cwd=folder,
-            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+            env={**base_environment, "OMP_NUM_THREADS": "1", **environment},
             capture_output=True,
             text=True,
         )

@@ -118,7 +118,10 @@ def test_gate_text_all_reads_the_answer_and_prompt_does_not(model, processor, ma
     def chat(answer):
         return processor.apply_chat_template(
             [
-                {"role": "user", "content": [{"type": "image", "image": make_image(0)}, {"type": "text", "text": "?"}]},
+                {
+                    "role": "user",
+                    "content": [{"type": "image", "image": make_image(0)}, {"type": "text", "text": "?"}],
+                },
                 {"role": "assistant", "content": answer},
             ],
             tokenize=True,

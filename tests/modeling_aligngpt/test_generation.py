@@ -44,7 +44,9 @@ def test_every_kind_of_cache_gives_the_answers_of_whole_passes(model, inputs, op
     if not with_types:
         inputs.pop("token_type_ids")
     expected = greedy_without_generate(model, inputs, 8)
-    answers = model.generate(**inputs, max_new_tokens=8, min_new_tokens=8, do_sample=False, eos_token_id=None, **options)
+    answers = model.generate(
+        **inputs, max_new_tokens=8, min_new_tokens=8, do_sample=False, eos_token_id=None, **options
+    )
     assert answers.tolist() == expected.tolist()
 
 

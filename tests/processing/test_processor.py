@@ -1,0 +1,253 @@
+"""The processor: placeholders, types of tokens, images, chats and bad input."""
+
+import base64
+import functools
+import http.server
+import io
+import threading
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from aligngpt import AlignGPTProcessor
+
+
+@pytest.fixture
+def chat(make_image):
+    """Two turns about one image."""
+    return [
+        {
+            "role": "user",
+            "content": [{"type": "image", "image": make_image(0)}, {"type": "text", "text": "What is it?"}],
+        },
+        {"role": "assistant", "content": [{"type": "text", "text": "12 cats."}]},
+        {"role": "user", "content": [{"type": "text", "text": "Where?"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "On a mat."}]},
+    ]
+
+
+def tokens_of(processor, inputs, row=0):
+    return processor.tokenizer.convert_ids_to_tokens(inputs["input_ids"][row])
+
+
+class TestPlaceholders:
+    def test_align_comes_right_after_bos_in_texts_with_an_image(self, processor, make_image):
+        inputs = processor(images=make_image(0), text="USER: <image>\nWhat is it? ASSISTANT:")
+        tokens = tokens_of(processor, inputs)
+        assert tokens[:2] == ["<s>", "<align>"]
+        assert tokens.count("<image>") == 16 and tokens.count("<align>") == 1
+
+    def test_a_text_without_an_image_has_no_align(self, processor):
+        assert "<align>" not in tokens_of(processor, processor(text="Is the sky blue?"))
+
+    def test_align_comes_first_where_there_is_no_bos(self, processor, make_image):
+        tokens = tokens_of(processor, processor(images=make_image(0), text="<image> a cat", add_special_tokens=False))
+        assert tokens[:2] == ["<align>", "<image>"]
+
+    def test_bos_written_by_hand_or_by_the_tokenizer_gives_the_same_ids(self, processor, make_image):
+        by_tokenizer = processor(images=make_image(0), text="<image> a cat")
+        by_hand = processor(images=make_image(0), text="<s><image> a cat")
+        with_align = processor(images=make_image(0), text="<s><align><image> a cat")
+        assert by_tokenizer["input_ids"] == by_hand["input_ids"] == with_align["input_ids"]
+
+    def test_bos_is_written_once_in_a_batch_where_only_some_texts_have_it(self, processor, make_image):
+        batch = processor(images=[[make_image(0)], []], text=["<s><image> a cat", "a mat"])
+        assert [row.count(processor.tokenizer.bos_token_id) for row in batch["input_ids"]] == [1, 1]
+
+    def test_the_number_of_tokens_per_image_is_the_models(self, processor, model):
+        count = processor._get_num_multimodal_tokens([(100, 50), (7, 9)])
+        assert count.num_image_tokens == [model.config.image_seq_length] * 2
+
+
+class TestTokenTypes:
+    def test_the_gate_reads_text_but_not_bos_placeholders_and_padding(self, processor, make_image):
+        inputs = processor(
+            images=[[make_image(0)], [make_image(1)]], text=["<image> a cat", "<image>\na longer text"], padding=True
+        )
+        tokens = tokens_of(processor, inputs)
+        read = [token for token, kind in zip(tokens, inputs["token_type_ids"][0], strict=True) if kind]
+        assert read == processor.tokenizer.tokenize(" a cat")
+        assert tokens[0] == "<unk>", "the first row should be padded"
+
+    def test_a_row_without_an_image_has_nothing_to_read(self, processor, make_image):
+        inputs = processor(images=[[make_image(0)], []], text=["<image> a cat", "a mat"])
+        assert any(inputs["token_type_ids"][0]) and not any(inputs["token_type_ids"][1])
+
+    @pytest.mark.parametrize("return_tensors", [None, "pt", "np"])
+    def test_they_have_the_container_of_the_ids(self, processor, make_image, return_tensors):
+        inputs = processor(images=make_image(0), text="<image> a cat", return_tensors=return_tensors)
+        assert type(inputs["token_type_ids"]) is type(inputs["input_ids"])
+
+    @pytest.mark.parametrize("return_assistant_tokens_mask", [True, False])
+    @pytest.mark.parametrize("return_tensors", ["pt", None])
+    def test_assistant_turns_are_not_read(self, processor, chat, return_assistant_tokens_mask, return_tensors):
+        inputs = processor.apply_chat_template(
+            chat,
+            tokenize=True,
+            return_dict=True,
+            return_tensors=return_tensors,
+            return_assistant_tokens_mask=return_assistant_tokens_mask,
+        )
+        assert ("assistant_masks" in inputs) == return_assistant_tokens_mask
+        ids, types = np.asarray(inputs["input_ids"])[0], np.asarray(inputs["token_type_ids"])[0]
+        unread = processor.tokenizer.decode(ids[types == 0], skip_special_tokens=True).split()
+        assert unread == ["12", "cats.", "On", "a", "mat."]
+        read = processor.tokenizer.decode(ids[types == 1])
+        assert "What is it?" in read and "Where?" in read and "cats" not in read
+
+    def test_the_prompt_of_a_chat_is_read_as_in_training(self, processor, chat):
+        """Training rows and inference prompts give the gate the same tokens."""
+        options = {"tokenize": True, "return_dict": True}
+        training = processor.apply_chat_template(chat[:2], **options)
+        prompt = processor.apply_chat_template(chat[:1], add_generation_prompt=True, **options)
+        read = [
+            [i for i, kind in zip(inputs["input_ids"][0], inputs["token_type_ids"][0], strict=True) if kind]
+            for inputs in (training, prompt)
+        ]
+        assert read[0] == read[1]
+
+
+class TestAssistantMask:
+    def test_it_covers_the_answers_with_their_end_tokens(self, processor, chat):
+        inputs = processor.apply_chat_template(
+            chat, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+        )
+        tokens = tokens_of(processor, inputs)
+        masked = [token for token, mask in zip(tokens, inputs["assistant_masks"][0], strict=True) if mask]
+        tokenize = processor.tokenizer.tokenize
+        # The space before "12" is a token of its own, which the model has to generate: it belongs to the answer
+        assert masked == [*tokenize("12 cats."), "</s>", *tokenize("On a mat."), "</s>"]
+
+
+class TestImages:
+    def test_paths_urls_base64_arrays_and_images_give_the_same_pixels(self, processor, make_image, tmp_path):
+        image = make_image(0)
+        path = tmp_path / "image.png"
+        image.save(path)
+        with io.BytesIO() as buffer:
+            image.save(buffer, "PNG")
+            encoded = base64.b64encode(buffer.getvalue()).decode()
+        expected = processor(images=image, text="<image>", return_tensors="pt")["pixel_values"]
+        handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path)
+        with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            url = f"http://127.0.0.1:{server.server_port}/image.png"
+            for source in (str(path), url, encoded, f"data:image/png;base64,{encoded}", np.asarray(image)):
+                pixels = processor(images=source, text="<image>", return_tensors="pt")["pixel_values"]
+                torch.testing.assert_close(pixels, expected)
+            for content in ({"path": str(path)}, {"base64": encoded}, {"url": url}, {"image": image}):
+                chat = [{"role": "user", "content": [{"type": "image", **content}]}]
+                inputs = processor.apply_chat_template(chat, tokenize=True, return_dict=True, return_tensors="pt")
+                torch.testing.assert_close(inputs["pixel_values"], expected)
+            server.shutdown()
+
+    def test_padding_to_a_square_uses_the_mean_colour(self, processor, make_image):
+        image = make_image(0, size=(32, 16))
+        mean = tuple(int(channel * 255) for channel in processor.image_processor.image_mean)
+        square = Image.new("RGB", (32, 32), mean)
+        square.paste(image, (0, 8))
+        padded = processor(images=image, text="<image>", return_tensors="pt")["pixel_values"]
+        expected = processor(images=square, text="<image>", return_tensors="pt", do_pad=False)["pixel_values"]
+        torch.testing.assert_close(padded, expected)
+
+    def test_stage_1_crops_the_centre(self, processor, make_image):
+        image = make_image(0, size=(32, 16))
+        cropped = processor(images=image, text="<image>", return_tensors="pt", do_pad=False)["pixel_values"]
+        expected = processor(images=image.crop((8, 0, 24, 16)), text="<image>", return_tensors="pt")["pixel_values"]
+        torch.testing.assert_close(cropped, expected)
+
+    def test_a_corrupt_image_is_an_error(self, processor, tmp_path):
+        path = tmp_path / "broken.png"
+        path.write_bytes(b"\x89PNG\r\n\x1a\n and nothing more")
+        with pytest.raises(Exception, match="cannot identify image file.*broken.png"):
+            processor(images=str(path), text="<image>")
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        ("texts", "counts", "message"),
+        [
+            (["<image> a", "b"], [1, 1], "Sample 1 has 0 <image> in its text but 1 images"),
+            (["<image> a", "<image><image> b"], [1, 1], "Sample 1 has 2 <image> in its text but 1 images"),
+            (["a"], [1], "Sample 0 has 0 <image>"),
+            (["<image> a", "b"], [1], "1 lists of images for 2 texts"),
+        ],
+    )
+    def test_the_wrong_number_of_images_names_the_sample(self, processor, make_image, texts, counts, message):
+        images = [[make_image(i) for i in range(count)] for count in counts]
+        with pytest.raises(ValueError, match=message):
+            processor(images=images, text=texts)
+
+    def test_a_flat_list_of_the_wrong_length_is_an_error(self, processor, make_image):
+        with pytest.raises(ValueError, match="2 <image> tokens and 1 images"):
+            processor(images=[make_image(0)], text=["<image> a", "<image> b"])
+
+    def test_a_placeholder_without_images_names_the_sample(self, processor):
+        with pytest.raises(ValueError, match="Sample 1 has 1 <image> in its text but 0 images"):
+            processor(text=["a", "<image> b"])
+
+    @pytest.mark.parametrize("text", ["<image> <align> a", "<s><align><image><align>"])
+    def test_align_anywhere_else_is_an_error(self, processor, make_image, text):
+        with pytest.raises(ValueError, match="Sample 0 has a <align> in its text"):
+            processor(images=make_image(0), text=text)
+
+    def test_align_without_an_image_is_an_error(self, processor):
+        with pytest.raises(ValueError, match="Sample 0 has a <align> in its text"):
+            processor(text="<align> a")
+
+    def test_truncation_that_cuts_image_tokens_is_an_error(self, processor, make_image):
+        with pytest.raises(ValueError, match=r"Got ids=\[6\] and text=\[16\]"):
+            processor(images=make_image(0), text="<image> a", truncation=True, max_length=8)
+
+    def test_truncation_on_the_left_that_cuts_align_is_an_error(self, processor, make_image):
+        processor.tokenizer.truncation_side = "left"
+        with pytest.raises(ValueError, match="Sample 0 lost its <align>"):
+            processor(images=make_image(0), text="<image>", truncation=True, max_length=17)
+
+    @pytest.mark.parametrize("token", ["<image>", "<align>"])
+    @pytest.mark.parametrize("as_list", [True, False])
+    def test_a_literal_placeholder_in_a_message_is_refused_by_name(self, processor, chat, token, as_list):
+        text = f"What does {token} mean?"
+        chat[2]["content"] = [{"type": "text", "text": text}] if as_list else text
+        with pytest.raises(ValueError, match=f"Message 2 of conversation 1 has a literal {token}"):
+            processor.apply_chat_template([chat[:2], chat], tokenize=True, return_dict=True)
+
+    def test_a_literal_placeholder_can_be_sanitized(self, processor, chat):
+        chat[2]["content"][0]["text"] = "What do <image> and <align> mean?"
+        inputs = processor.apply_chat_template(
+            chat[:3], tokenize=True, return_dict=True, sanitize_control_tokens=True, add_generation_prompt=True
+        )
+        tokens = tokens_of(processor, inputs)
+        assert tokens.count("<image>") == 16 and tokens.count("<align>") == 1
+        assert "What do <image> and <align> mean?" in processor.decode(
+            inputs["input_ids"][0], skip_special_tokens=True
+        )
+
+    def test_a_tokenizer_without_the_placeholders_is_refused(self, processor, text_folder):
+        from transformers import AutoTokenizer
+
+        with pytest.raises(ValueError, match="<image> is not one token of the tokenizer"):
+            AlignGPTProcessor(processor.image_processor, AutoTokenizer.from_pretrained(text_folder), patch_size=4)
+
+
+def test_text_and_images_as_other_trainers_pass_them_see_the_prompts_alignment_vector(model, processor, make_image):
+    """TRL's DPO and prompt-completion SFT tokenise the completion apart; GRPO appends zeros to the types."""
+    prompt = processor(images=[[make_image(0)]], text=["<s>USER: <image>\nWhat? ASSISTANT:"], return_tensors="pt")
+    completion = processor(text=["It is a cat.</s>"], return_tensors="pt", add_special_tokens=False)
+    assert not completion["token_type_ids"].any()
+    expected = model.get_alignment_weights(**prompt)
+    zeros = torch.zeros_like(completion["token_type_ids"])
+    whole = {
+        name: torch.cat([prompt[name], completion.get(name, zeros)], dim=1)
+        for name in ("input_ids", "attention_mask", "token_type_ids")
+    }
+    with torch.no_grad():
+        outputs = model(**whole, pixel_values=prompt["pixel_values"])
+        generated = model(**prompt)
+    torch.testing.assert_close(outputs.alignment_weights, expected)
+    length = prompt["input_ids"].shape[1]
+    torch.testing.assert_close(outputs.logits[:, :length], generated.logits, atol=1e-4, rtol=1e-4)
+    wrong = {**whole, "token_type_ids": None}
+    assert (model.get_alignment_weights(**wrong, pixel_values=prompt["pixel_values"]) - expected).abs().max() > 1e-4
