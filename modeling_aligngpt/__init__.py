@@ -4,7 +4,7 @@ that saved repositories carry the code that loads them without this package (`tr
 """
 
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
-from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, MODEL_MAPPING_NAMES
 
 from .configuration_aligngpt import AlignGPTConfig, __version__
 from .modeling_aligngpt import AlignGPTForConditionalGeneration, AlignGPTModel, AlignGPTPreTrainedModel
@@ -18,7 +18,8 @@ AutoConfig.register("aligngpt", AlignGPTConfig)
 AutoModel.register(AlignGPTConfig, AlignGPTModel)
 AutoModelForImageTextToText.register(AlignGPTConfig, AlignGPTForConditionalGeneration)
 AutoProcessor.register(AlignGPTConfig, AlignGPTProcessor)
-# Pipelines look the model up by name in this table, which `register` does not reach
+# Pipelines, trainers and test suites look models up by name in these tables, which `register` does not reach
+MODEL_MAPPING_NAMES["aligngpt"] = "AlignGPTModel"
 MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES["aligngpt"] = "AlignGPTForConditionalGeneration"
 
 AlignGPTConfig.register_for_auto_class("AutoConfig")

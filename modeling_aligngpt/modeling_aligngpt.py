@@ -2,6 +2,9 @@
 AlignGPT (arXiv 2405.14129): LLaVA plus alignment embeddings and an alignment gate. Copied to the Hub with a model.
 
 Shapes: B rows, L tokens, n images in the batch, T tokens per image, D hidden size of the language model, N levels.
+
+Over the house's 400 lines: `generate`, TRL and transformers' test suites read the signatures of both `forward`s, so
+both spell LLaVA's out in full.
 """
 
 from dataclasses import dataclass
@@ -100,6 +103,12 @@ class AlignmentGate(nn.Module):
 class AlignGPTPreTrainedModel(LlavaPreTrainedModel):
     config: AlignGPTConfig
 
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        # For custom code transformers skips the initialisation of containers without parameters of their own (the
+        # tower's, when its weights are missing), lest it overwrite loaded weights; `_init_weights` below cannot
+        return False
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
@@ -122,37 +131,41 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
         self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()
 
+    def _get_token_mask(
+        self, token_id: int, input_ids: torch.LongTensor | None, inputs_embeds: torch.Tensor
+    ) -> torch.BoolTensor:
+        """Where a token stands, (B, L); found by its embedding if there are no ids."""
+        return input_ids == token_id if input_ids is not None else (inputs_embeds == self._embed(token_id)).all(-1)
+
+    def _embed(self, token_id: int) -> torch.Tensor:
+        return self.get_input_embeddings()(torch.full((), token_id, dtype=torch.long, device=self.device))
+
     def get_alignment_text_mask(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.LongTensor | None,
+        inputs_embeds: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
         token_type_ids: torch.LongTensor | None = None,
-        alignment_text_mask: torch.BoolTensor | None = None,
     ) -> torch.BoolTensor:
         """
         The tokens that the gate reads, (B, L). With `alignment_gate_text="prompt"` those of type 1; with `"all"`, or
         without `token_type_ids`, all text but BOS: no padding, no placeholder, not the first token if that is BOS.
-        An `alignment_text_mask` stands above both. Tokens past the end of a shorter mask are not read.
 
         Raises:
-            ValueError: if the mask or the types do not fit the input.
+            ValueError: if there are types for more or other tokens than the input has. Tokens after the last type,
+                which a generation loop appends, are not read.
         """
-        num_rows, length = input_ids.shape if inputs_embeds is None else inputs_embeds.shape[:2]
-        if alignment_text_mask is None and self.config.alignment_gate_text == "prompt" and token_type_ids is not None:
-            alignment_text_mask = token_type_ids == 1
-        if alignment_text_mask is not None:
-            if alignment_text_mask.shape[0] != num_rows or alignment_text_mask.shape[1] > length:
+        num_rows, length = inputs_embeds.shape[:2]
+        if token_type_ids is not None and self.config.alignment_gate_text == "prompt":
+            if token_type_ids.shape[0] != num_rows or token_type_ids.shape[1] > length:
                 raise ValueError(
-                    f"The text that the gate reads (token_type_ids) has shape {tuple(alignment_text_mask.shape)}, the "
-                    f"input {(num_rows, length)}."
+                    f"token_type_ids have shape {tuple(token_type_ids.shape)}, the input {(num_rows, length)}."
                 )
-            return nn.functional.pad(alignment_text_mask, (0, length - alignment_text_mask.shape[1]))
+            return nn.functional.pad(token_type_ids == 1, (0, length - token_type_ids.shape[1]))
 
-        device = (input_ids if inputs_embeds is None else inputs_embeds).device
-        text_mask = torch.ones((num_rows, length), dtype=torch.bool, device=device)
+        text_mask = torch.ones((num_rows, length), dtype=torch.bool, device=inputs_embeds.device)
         if attention_mask is not None and attention_mask.ndim == 2:
-            text_mask = attention_mask[:, -length:].to(device, torch.bool)
+            text_mask = attention_mask[:, -length:].to(text_mask.device, torch.bool)
         is_first = text_mask & (text_mask.cumsum(-1) == 1)
         bos_token_id = self.config.get_text_config().bos_token_id
         if bos_token_id is not None:
@@ -161,76 +174,68 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
             text_mask = text_mask & ~self._get_token_mask(token_id, input_ids, inputs_embeds)
         return text_mask
 
-    def _get_token_mask(
-        self, token_id: int, input_ids: torch.LongTensor | None, inputs_embeds: torch.Tensor | None
-    ) -> torch.BoolTensor:
-        """Where a token stands, (B, L); found by its embedding if there are no ids."""
-        if input_ids is not None:
-            return input_ids == token_id
-        token = torch.full((), token_id, dtype=torch.long, device=inputs_embeds.device)
-        return (inputs_embeds == self.get_input_embeddings()(token)).all(-1)
-
     def get_local_weights(
-        self,
-        image_features: torch.Tensor,
-        image_rows: torch.LongTensor,
-        inputs_embeds: torch.Tensor,
-        text_mask: torch.BoolTensor,
+        self, image_features: torch.Tensor, image_rows: torch.LongTensor, text_embeddings: torch.Tensor
     ) -> torch.Tensor:
         """
-        The weights alpha of the local embeddings in equation 3, (B, N-1), as `config.alignment_mode` says, from image
-        tokens (n, T, D), the row of each image (n,), text embeddings (B, L, D) and what the gate reads of them (B, L).
+        The weights alpha of the local embeddings in equation 3, (B, N-1), as `config.alignment_mode` says: from the
+        gate, whose arguments these are, or the ablations' constants.
         """
-        num_rows, num_local = inputs_embeds.shape[0], self.config.num_alignment_levels - 1
+        num_rows, num_local = text_embeddings.shape[0], self.config.num_alignment_levels - 1
         if self.config.alignment_mode == "global":
-            return inputs_embeds.new_zeros(num_rows, num_local)
+            return image_features.new_zeros(num_rows, num_local)
         if self.config.alignment_mode == "average":
-            return inputs_embeds.new_full((num_rows, num_local), 1 / num_local)
-        text_mask = text_mask.to(inputs_embeds.device, inputs_embeds.dtype)
-        num_tokens = text_mask.sum(-1, keepdim=True).clamp(min=1)
-        text_embeddings = torch.einsum("bl,bld->bd", text_mask, inputs_embeds) / num_tokens  # (B, D)
+            return image_features.new_full((num_rows, num_local), 1 / num_local)
         return self.alignment_gate(image_features, text_embeddings, image_rows)
 
     def get_alignment_vectors(
         self,
+        input_ids: torch.LongTensor | None,
         inputs_embeds: torch.Tensor,
-        image_mask: torch.BoolTensor,
-        image_features: torch.Tensor | None,
-        text_mask: torch.BoolTensor | None,
-        alignment_levels: torch.LongTensor | None,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.BoolTensor]:
+        image_features: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        alignment_levels: torch.LongTensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """
-        The alignment vector of each row: H_l where a level is given (equation 1), otherwise the mix of equation 3.
+        The alignment vector of each row: H_l where a level is given (equation 1), otherwise the mix of equation 3 with
+        the gate's weights (equation 2), and the plain embedding of `<align>` in a row without either.
 
         Args:
-            inputs_embeds (`torch.Tensor` of shape `(B, L, D)`): the text embeddings.
-            image_mask (`torch.BoolTensor` of shape `(B, L)`): where image tokens stand.
+            input_ids (`torch.LongTensor` of shape `(B, L)`, *optional*): None if there are only embeddings.
+            inputs_embeds (`torch.Tensor` of shape `(B, L, D)`): the embeddings of the tokens, placeholders included.
             image_features (`torch.Tensor` of shape `(n, T, D)`, *optional*): projected image tokens.
-            text_mask (`torch.BoolTensor` of shape `(B, L)`, *optional*): what the gate reads, needed with images.
-            alignment_levels (`torch.LongTensor` of shape `(B,)`, *optional*): levels; -1 for "the gate decides".
+            attention_mask, alignment_levels, token_type_ids: as in `forward`.
 
         Returns:
-            vectors (B, D), weights of the local embeddings (B, N-1), and which rows have a vector (B,).
+            vectors (B, D) and weights of the local embeddings (B, N-1).
 
         Raises:
             ValueError: if the number of levels is not the number of rows, or a level is out of range.
         """
         num_rows, num_levels = inputs_embeds.shape[0], self.config.num_alignment_levels
         embeddings = self.alignment_embeddings(torch.arange(num_levels, device=inputs_embeds.device))  # (N, D)
-        vectors, weights = inputs_embeds.new_zeros(num_rows, 1), inputs_embeds.new_zeros(num_rows, num_levels - 1)
-        has_vector = image_mask.any(-1)
-        if image_features is None:
-            has_vector = torch.zeros_like(has_vector)
-        else:
+        vectors = self._embed(self.config.align_token_id).to(embeddings).expand(num_rows, -1)
+        weights = embeddings.new_zeros(num_rows, num_levels - 1)
+        if image_features is not None:
+            image_mask = self._get_token_mask(self.config.image_token_id, input_ids, inputs_embeds)
             # Images are numbered in reading order: an image's row comes after all rows that are full before it
             images_until_row = (image_mask.sum(-1) // image_features.shape[1]).cumsum(-1)  # (B,)
             image_numbers = torch.arange(image_features.shape[0], device=image_mask.device).unsqueeze(-1)
             image_rows = (images_until_row <= image_numbers).sum(-1).clamp(max=num_rows - 1)  # (n,)
-            weights = self.get_local_weights(image_features, image_rows, inputs_embeds, text_mask)
-            weights = weights * has_vector.unsqueeze(-1)
-            vectors = weights.to(embeddings.dtype) @ embeddings[:-1]
-            if self.config.alignment_mode != "local":
-                vectors = vectors + embeddings[-1]
+
+            text_mask = self.get_alignment_text_mask(input_ids, inputs_embeds, attention_mask, token_type_ids)
+            text_mask = text_mask.to(inputs_embeds.device, inputs_embeds.dtype)
+            num_tokens = text_mask.sum(-1, keepdim=True).clamp(min=1)
+            text_embeddings = torch.einsum("bl,bld->bd", text_mask, inputs_embeds) / num_tokens  # (B, D)
+
+            has_image = image_mask.any(-1, keepdim=True)
+            weights = self.get_local_weights(image_features, image_rows, text_embeddings).to(embeddings.dtype)
+            weights = torch.where(has_image, weights, 0.0)
+            mix = weights @ embeddings[:-1]
+            vectors = torch.where(
+                has_image, mix if self.config.alignment_mode == "local" else mix + embeddings[-1], vectors
+            )
         if alignment_levels is not None:
             if alignment_levels.shape != (num_rows,):
                 raise ValueError(
@@ -246,11 +251,10 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
                 ),
             )
             # torch.where, not an assignment: the gate stays in the graph when every row has a level
-            given = alignment_levels >= 0
-            vectors = torch.where(given.unsqueeze(-1), embeddings[alignment_levels.clamp(min=0)], vectors)
-            weights = torch.where(given.unsqueeze(-1), 0.0, weights)
-            has_vector = has_vector | given
-        return vectors, weights, has_vector
+            given = (alignment_levels >= 0).unsqueeze(-1)
+            vectors = torch.where(given, embeddings[alignment_levels.clamp(min=0)], vectors)
+            weights = torch.where(given, 0.0, weights)
+        return vectors, weights
 
     def _merge_modalities(
         self,
@@ -258,63 +262,75 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
         pixel_values: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         alignment_levels: torch.LongTensor | None = None,
         token_type_ids: torch.LongTensor | None = None,
-        alignment_text_mask: torch.BoolTensor | None = None,
-        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        alignment_vectors: torch.Tensor | None = None,
         **vision_kwargs,
-    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
-        """Embeddings with images and alignment vectors in place (B, L, D), image features (n, T, D), weights."""
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.Tensor]:
+        """
+        Embeddings with images and alignment vectors in place (B, L, D), image tokens (n * T, D), the vectors (B, D)
+        and the weights of the local embeddings (B, N-1). Arguments as in `forward`.
+        """
         if (input_ids is None) ^ (inputs_embeds is not None):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
         token_embeds = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
+        weights = token_embeds.new_zeros(len(token_embeds), self.config.num_alignment_levels - 1)
 
         image_outputs = (mm_encoder_outputs or {}).get("image")
         if pixel_values is not None:
             if image_outputs is not None:
                 raise ValueError("You cannot specify both pixel_values and mm_encoder_outputs at the same time")
             image_outputs = self.get_image_features(pixel_values=pixel_values, return_dict=True, **vision_kwargs)
-        if image_outputs is None and alignment_levels is None:
-            return token_embeds, None, token_embeds.new_zeros(len(token_embeds), self.config.num_alignment_levels - 1)
-
-        merged_embeds, image_features, text_mask = token_embeds, None, None
-        image_mask = self._get_token_mask(self.config.image_token_id, input_ids, token_embeds)
+        merged_embeds, image_tokens, image_features = token_embeds, None, None
         if image_outputs is not None:
-            image_features = torch.stack(tuple(image_outputs.pooler_output)).to(
-                token_embeds.device, token_embeds.dtype
+            image_tokens = torch.cat(tuple(image_outputs.pooler_output)).to(token_embeds.device, token_embeds.dtype)
+            placeholder_mask = self.get_placeholder_mask(input_ids, token_embeds, image_tokens.unsqueeze(0))
+            merged_embeds = token_embeds.masked_scatter(placeholder_mask, image_tokens)
+            if alignment_vectors is None:
+                image_features = self._split_images(image_tokens, image_outputs.pooler_output, placeholder_mask)
+        if alignment_vectors is None and (image_features is not None or alignment_levels is not None):
+            alignment_vectors, weights = self.get_alignment_vectors(
+                input_ids, token_embeds, image_features, attention_mask, alignment_levels, token_type_ids
             )
-            if image_features.shape[1] != self.config.image_seq_length:
-                raise ValueError(
-                    f"The vision tower gave {image_features.shape[1]} tokens per image, but the alignment gate was "
-                    f"built for image_seq_length={self.config.image_seq_length}: the processor's image size does not "
-                    "fit this model."
-                )
-            scatter_mask = self.get_placeholder_mask(input_ids, token_embeds, image_features)  # raises on mismatch
-            torch_compilable_check(
-                (image_mask.sum(-1) % self.config.image_seq_length == 0).all(),
-                lambda: (
-                    f"Image features and image tokens do not match: an image has {self.config.image_seq_length} "
-                    f"tokens, the rows have {image_mask.sum(-1).tolist()}."
-                ),
+        if alignment_vectors is not None:
+            align_mask = self._get_token_mask(self.config.align_token_id, input_ids, token_embeds)
+            align_mask = align_mask & (align_mask.cumsum(-1) == 1)  # a generated one is a token like any other
+            alignment_vectors = alignment_vectors.to(merged_embeds.device, merged_embeds.dtype)
+            merged_embeds = torch.where(align_mask.unsqueeze(-1), alignment_vectors.unsqueeze(1), merged_embeds)
+        return merged_embeds, image_tokens, alignment_vectors, weights
+
+    def _split_images(
+        self, image_tokens: torch.Tensor, images: list[torch.Tensor] | torch.Tensor, placeholder_mask: torch.BoolTensor
+    ) -> torch.Tensor:
+        """
+        Image tokens (n * T, D) as images (n, T, D) for the gate.
+
+        Raises:
+            ValueError: if T is not the model's, or a row's placeholders are no whole number of images.
+        """
+        length = self.config.image_seq_length
+        if any(len(image) != length for image in images):
+            raise ValueError(
+                f"The vision tower gave {len(images[0])} tokens per image, but the alignment gate was built for "
+                f"image_seq_length={length}: the processor's image size does not fit this model."
             )
-            merged_embeds = token_embeds.masked_scatter(scatter_mask, image_features)
-            text_mask = self.get_alignment_text_mask(
-                input_ids, attention_mask, token_embeds, token_type_ids, alignment_text_mask
-            )
-        vectors, weights, has_vector = self.get_alignment_vectors(
-            token_embeds, image_mask, image_features, text_mask, alignment_levels
+        tokens_per_row = placeholder_mask.squeeze(-1).sum(-1)
+        torch_compilable_check(
+            (tokens_per_row % length == 0).all(),
+            lambda: (
+                f"Image features and image tokens do not match: an image has {length} tokens, the rows have "
+                f"{tokens_per_row.tolist()}."
+            ),
         )
-        align_mask = self._get_token_mask(self.config.align_token_id, input_ids, token_embeds)
-        align_mask = (align_mask & has_vector.unsqueeze(-1)).unsqueeze(-1)  # (B, L, 1)
-        merged_embeds = torch.where(align_mask, vectors.to(merged_embeds.dtype).unsqueeze(1), merged_embeds)
-        return merged_embeds, image_features, weights
+        return image_tokens.unflatten(0, (-1, length))
 
     def get_alignment_weights(self, **inputs) -> torch.Tensor:
         """
         `alignment_weights` (B, N-1) of a batch as the processor returns it, without running the language model.
         Inputs and errors are those of `forward`.
         """
-        return self._merge_modalities(**inputs)[2]
+        return self._merge_modalities(**inputs)[3]
 
     def _connect_unused_modules(self, inputs_embeds: torch.Tensor) -> torch.Tensor:
         """
@@ -325,11 +341,11 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
         size = self.config.vision_config.image_size
         blank_image = inputs_embeds.new_zeros(1, getattr(self.config.vision_config, "num_channels", 3), size, size)
         image_features = torch.stack(tuple(self.get_image_features(blank_image, return_dict=True).pooler_output))
-        text_mask = torch.ones(inputs_embeds.shape[:2], dtype=torch.bool, device=inputs_embeds.device)
-        vectors, _, _ = self.get_alignment_vectors(
-            inputs_embeds, text_mask, image_features.to(inputs_embeds), text_mask, None
-        )
-        return inputs_embeds + 0 * (vectors.mean() + image_features.mean().to(vectors.dtype))
+        image_features = image_features.to(inputs_embeds)
+        image_rows = torch.zeros(1, dtype=torch.long, device=inputs_embeds.device)
+        weights = self.get_local_weights(image_features, image_rows, inputs_embeds[:1].mean(1))
+        embeddings = self.alignment_embeddings(torch.arange(self.config.num_alignment_levels, device=weights.device))
+        return inputs_embeds + 0 * (image_features.mean() + weights.mean() + embeddings.mean()).to(inputs_embeds)
 
     @can_return_tuple
     def forward(
@@ -345,7 +361,7 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         alignment_levels: torch.LongTensor | None = None,
         token_type_ids: torch.LongTensor | None = None,
-        alignment_text_mask: torch.BoolTensor | None = None,
+        alignment_vectors: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | AlignGPTModelOutputWithPast:
         """
@@ -358,26 +374,26 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
                 Level of each row, 0..N-1; -1, or no levels at all, lets the gate decide.
             token_type_ids (`torch.LongTensor` of shape `(B, L)`, *optional*):
                 1 for text that the gate reads, 0 for everything else; see `get_alignment_text_mask`.
-            alignment_text_mask (`torch.BoolTensor` of shape `(B, at most L)`, *optional*):
-                The text that the gate reads, whatever the types and `config.alignment_gate_text` say. `generate` fixes
-                it on the prompt, so that the gate never reads generated tokens, with or without a cache.
+            alignment_vectors (`torch.Tensor` of shape `(B, D)`, *optional*):
+                What to put at `<align>`, instead of a level's vector or the gate's. `generate` computes them once, on
+                the prompt, so that generated tokens cannot change them, with or without a cache.
 
         Raises:
             ValueError: if image tokens and features do not match, or levels are out of range or of the wrong number.
         """
-        merged_embeds, image_features, alignment_weights = self._merge_modalities(
+        merged_embeds, image_tokens, _, alignment_weights = self._merge_modalities(
             input_ids=input_ids,
             pixel_values=pixel_values,
             attention_mask=attention_mask,
             inputs_embeds=inputs_embeds,
             alignment_levels=alignment_levels,
             token_type_ids=token_type_ids,
-            alignment_text_mask=alignment_text_mask,
+            alignment_vectors=alignment_vectors,
             mm_encoder_outputs=mm_encoder_outputs,
             vision_feature_layer=vision_feature_layer,
             vision_feature_select_strategy=vision_feature_select_strategy,
         )
-        if image_features is None and self.training:
+        if image_tokens is None and self.training:
             merged_embeds = self._connect_unused_modules(merged_embeds)
         outputs = self.language_model(
             attention_mask=attention_mask,
@@ -391,7 +407,7 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
-            image_hidden_states=image_features,
+            image_hidden_states=image_tokens,
             alignment_weights=alignment_weights,
         )
 
@@ -427,7 +443,7 @@ class AlignGPTForConditionalGeneration(AlignGPTPreTrainedModel, LlavaForConditio
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         alignment_levels: torch.LongTensor | None = None,
         token_type_ids: torch.LongTensor | None = None,
-        alignment_text_mask: torch.BoolTensor | None = None,
+        alignment_vectors: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | AlignGPTCausalLMOutputWithPast:
         """
@@ -443,7 +459,7 @@ class AlignGPTForConditionalGeneration(AlignGPTPreTrainedModel, LlavaForConditio
             inputs_embeds=inputs_embeds,
             alignment_levels=alignment_levels,
             token_type_ids=token_type_ids,
-            alignment_text_mask=alignment_text_mask,
+            alignment_vectors=alignment_vectors,
             vision_feature_layer=vision_feature_layer,
             vision_feature_select_strategy=vision_feature_select_strategy,
             mm_encoder_outputs=mm_encoder_outputs,
@@ -468,26 +484,45 @@ class AlignGPTForConditionalGeneration(AlignGPTPreTrainedModel, LlavaForConditio
     def _expand_inputs_for_generation(
         self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids=None, **model_kwargs
     ) -> tuple[torch.LongTensor, dict[str, Any]]:
-        # The one place of `generate` that sees the whole prompt once: what the gate reads is decided here, so that
-        # tokens appended later (one by one, or drafted by an assistant) cannot change the alignment vector
-        if model_kwargs.get("alignment_text_mask") is None:
-            model_kwargs["alignment_text_mask"] = self.model.get_alignment_text_mask(
-                input_ids if input_ids is not None and input_ids.shape[1] > 0 else None,
-                model_kwargs.get("attention_mask"),
-                model_kwargs.get("inputs_embeds"),
-                model_kwargs.pop("token_type_ids", None),
+        # The one place of `generate` that sees the whole prompt and its encoded images, once: the vectors are made
+        # here, so that tokens appended later (one by one, or drafted by an assistant) cannot change them
+        image_outputs = (model_kwargs.get("mm_encoder_outputs") or {}).get("image")
+        names = ("attention_mask", "inputs_embeds", "mm_encoder_outputs", "alignment_levels", "token_type_ids")
+        inputs = {name: model_kwargs.get(name) for name in names}
+        if inputs["inputs_embeds"] is None:
+            inputs["input_ids"] = input_ids
+        cache = model_kwargs.get("past_key_values")
+        if cache is not None and cache.get_seq_length() > 0:  # a later turn: the vector of the chat is in the cache
+            vector = self.model._embed(self.config.align_token_id)
+            model_kwargs["alignment_vectors"] = vector.expand(
+                model_kwargs.get("inputs_embeds", input_ids).shape[0], -1
             )
+        elif model_kwargs.get("alignment_vectors") is None and (
+            image_outputs is not None or inputs["alignment_levels"] is not None
+        ):
+            model_kwargs["alignment_vectors"] = self.model._merge_modalities(**inputs)[2]
+        for name in ("alignment_levels", "token_type_ids"):
+            model_kwargs.pop(name, None)
         return super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **model_kwargs)
 
-    def prepare_inputs_for_generation(self, input_ids, is_first_iteration: bool | None = False, **kwargs):
+    def prepare_inputs_for_generation(
+        self, input_ids, inputs_embeds=None, is_first_iteration: bool | None = False, **kwargs
+    ) -> dict[str, Any]:
+        # `inputs_embeds` has to be named: `generate` looks for it in this signature
         model_inputs = super().prepare_inputs_for_generation(
-            input_ids, is_first_iteration=is_first_iteration, **kwargs
+            input_ids, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
         )
         if not is_first_iteration and kwargs.get("use_cache", True):
-            # As with pixels: the alignment vector is in the cache, and the placeholder not among the new tokens
-            model_inputs.pop("alignment_levels", None)
-            model_inputs.pop("alignment_text_mask", None)
+            model_inputs.pop("alignment_vectors", None)  # as with pixels: they are in the cache
         return model_inputs
+
+    def _get_candidate_generator(self, *args, assistant_model=None, model_kwargs=None, **kwargs):
+        if assistant_model is not None and not isinstance(assistant_model, AlignGPTPreTrainedModel):
+            # A draft model of another family knows no alignment vector, and refuses what it does not know
+            model_kwargs = {name: value for name, value in model_kwargs.items() if name != "alignment_vectors"}
+        return super()._get_candidate_generator(
+            *args, assistant_model=assistant_model, model_kwargs=model_kwargs, **kwargs
+        )
 
 
 __all__ = ["AlignGPTForConditionalGeneration", "AlignGPTModel", "AlignGPTPreTrainedModel"]

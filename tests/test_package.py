@@ -91,7 +91,8 @@ def test_the_installed_wheel_works_outside_the_checkout(wheel, run_python, tmp_p
         "import aligngpt, aligngpt.processing, aligngpt.training.pretrain, aligngpt.training.sft\n"
         "from aligngpt.training.arguments import find_recipe\n"
         "from transformers import AutoConfig\n"
-        "print(aligngpt.__file__, find_recipe(['--config', 'sft_7b'])[1], len(aligngpt.processing.load_chat_template('llama3')))\n"
+        "print(aligngpt.__file__, find_recipe(['--config', 'sft_7b'])[1])\n"
+        "print(len(aligngpt.processing.load_chat_template('llama3')))\n"
         "print(AutoConfig.for_model('aligngpt').num_alignment_levels)"
     )
     file, recipe, length, levels = run_python(code, tmp_path).split()

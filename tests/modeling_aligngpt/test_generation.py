@@ -16,9 +16,13 @@ def inputs(processor, make_image):
 
 
 def greedy_without_generate(model, inputs, num_tokens):
-    """Greedy answers by one whole forward pass per token, with the weights of the prompt put in by hand."""
-    ids, mask = inputs["input_ids"], inputs["attention_mask"]
-    text_mask = model.model.get_alignment_text_mask(ids, mask, None, inputs.get("token_type_ids"))
+    """Greedy answers by one whole forward pass per token, where the gate reads the prompt only."""
+    ids, mask, types = inputs["input_ids"], inputs["attention_mask"], inputs.get("token_type_ids")
+    if types is None or model.config.alignment_gate_text == "all":  # written out: all text but BOS
+        special = torch.tensor([model.config.image_token_id, model.config.align_token_id])
+        types = mask * ~torch.isin(ids, special)
+        types[torch.arange(len(ids)), mask.argmax(-1)] = 0
+    mode, model.config.alignment_gate_text = model.config.alignment_gate_text, "prompt"
     for _ in range(num_tokens):
         with torch.no_grad():
             logits = model(
@@ -26,11 +30,13 @@ def greedy_without_generate(model, inputs, num_tokens):
                 attention_mask=mask,
                 pixel_values=inputs["pixel_values"],
                 position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
-                alignment_text_mask=text_mask,
+                token_type_ids=types,
             ).logits[:, -1]
         logits[:, model.generation_config.suppress_tokens] = -torch.inf
         ids = torch.cat([ids, logits.argmax(-1, keepdim=True)], dim=1)
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+        types = torch.cat([types, types.new_zeros(len(types), 1)], dim=1)
+    model.config.alignment_gate_text = mode
     return ids
 
 
@@ -50,22 +56,43 @@ def test_every_kind_of_cache_gives_the_answers_of_whole_passes(model, inputs, op
     assert answers.tolist() == expected.tolist()
 
 
-def test_generated_tokens_do_not_reach_the_gate(model, inputs):
-    seen = []
-    hook = model.model.alignment_gate.register_forward_hook(lambda module, args, output: seen.append(output))
-    model.generate(**inputs, max_new_tokens=4, min_new_tokens=4, do_sample=False, use_cache=False)
-    hook.remove()
-    assert len(seen) == 4
-    for weights in seen[1:]:
-        torch.testing.assert_close(weights, seen[0])
-
-
-def test_with_a_cache_the_gate_runs_once(model, inputs):
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_the_gate_runs_once_per_generation(model, inputs, use_cache):
     calls = []
     hook = model.model.alignment_gate.register_forward_hook(lambda module, args, output: calls.append(output))
-    model.generate(**inputs, max_new_tokens=4, min_new_tokens=4, do_sample=False)
+    model.generate(**inputs, max_new_tokens=4, min_new_tokens=4, do_sample=False, use_cache=use_cache)
     hook.remove()
     assert len(calls) == 1
+
+
+def test_generation_from_embeddings_gives_the_answers_from_ids(model, inputs):
+    options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
+    inputs.pop("token_type_ids")
+    expected = model.generate(**inputs, **options)[:, -6:]
+    embeds = model.get_input_embeddings()(inputs.pop("input_ids"))
+    assert model.generate(inputs_embeds=embeds, **inputs, **options).tolist() == expected.tolist()
+
+
+def test_a_given_vector_takes_the_place_of_a_level(model, inputs):
+    options = {"max_new_tokens": 6, "do_sample": False}
+    expected = model.generate(**inputs, alignment_levels=torch.tensor([2, 5]), **options)
+    vectors = model.model.alignment_embeddings.weight[[2, 5]]
+    assert model.generate(**inputs, alignment_vectors=vectors, **options).tolist() == expected.tolist()
+
+
+def test_a_second_turn_goes_on_from_the_cache_of_the_first(model, processor, make_image):
+    from transformers import DynamicCache
+
+    first = processor(images=make_image(0), text="USER: <image>\nWhat is this? ASSISTANT:", return_tensors="pt")
+    options = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
+    cache = DynamicCache(config=model.config.get_text_config())
+    answer = model.generate(**first, past_key_values=cache, **options)
+    more = processor(text="</s>USER: Where? ASSISTANT:", add_special_tokens=False, return_tensors="pt")["input_ids"]
+    ids = torch.cat([answer, more], dim=1)
+    types = torch.cat([first["token_type_ids"], torch.zeros(1, ids.shape[1] - first["input_ids"].shape[1])], dim=1)
+    whole = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": types.long()}
+    expected = model.generate(**whole, pixel_values=first["pixel_values"], **options)
+    assert model.generate(**whole, past_key_values=cache, **options).tolist() == expected.tolist()
 
 
 def test_batched_answers_are_the_single_ones(model, processor, make_image):
