@@ -135,10 +135,12 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
         self, token_id: int, input_ids: torch.LongTensor | None, inputs_embeds: torch.Tensor
     ) -> torch.BoolTensor:
         """Where a token stands, (B, L); found by its embedding if there are no ids."""
-        return input_ids == token_id if input_ids is not None else (inputs_embeds == self._embed(token_id)).all(-1)
+        if input_ids is not None:
+            return input_ids == token_id
+        return (inputs_embeds == self._embed_token(token_id, inputs_embeds.device)).all(-1)
 
-    def _embed(self, token_id: int) -> torch.Tensor:
-        return self.get_input_embeddings()(torch.full((), token_id, dtype=torch.long, device=self.device))
+    def _embed_token(self, token_id: int, device: torch.device) -> torch.Tensor:
+        return self.get_input_embeddings()(torch.full((), token_id, dtype=torch.long, device=device))
 
     def get_alignment_text_mask(
         self,
@@ -213,9 +215,10 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
         Raises:
             ValueError: if the number of levels is not the number of rows, or a level is out of range.
         """
-        num_rows, num_levels = inputs_embeds.shape[0], self.config.num_alignment_levels
-        embeddings = self.alignment_embeddings(torch.arange(num_levels, device=inputs_embeds.device))  # (N, D)
-        vectors = self._embed(self.config.align_token_id).to(embeddings).expand(num_rows, -1)
+        num_rows, num_levels, device = inputs_embeds.shape[0], self.config.num_alignment_levels, inputs_embeds.device
+        # With a device_map, table and gate may be elsewhere; everything that follows is on the embeddings' device
+        embeddings = self.alignment_embeddings(torch.arange(num_levels, device=device)).to(device)  # (N, D)
+        vectors = self._embed_token(self.config.align_token_id, device).to(embeddings).expand(num_rows, -1)
         weights = embeddings.new_zeros(num_rows, num_levels - 1)
         if image_features is not None:
             image_mask = self._get_token_mask(self.config.image_token_id, input_ids, inputs_embeds)
@@ -230,7 +233,7 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
             text_embeddings = torch.einsum("bl,bld->bd", text_mask, inputs_embeds) / num_tokens  # (B, D)
 
             has_image = image_mask.any(-1, keepdim=True)
-            weights = self.get_local_weights(image_features, image_rows, text_embeddings).to(embeddings.dtype)
+            weights = self.get_local_weights(image_features, image_rows, text_embeddings).to(embeddings)
             weights = torch.where(has_image, weights, 0.0)
             mix = weights @ embeddings[:-1]
             vectors = torch.where(
@@ -344,8 +347,10 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
         image_features = image_features.to(inputs_embeds)
         image_rows = torch.zeros(1, dtype=torch.long, device=inputs_embeds.device)
         weights = self.get_local_weights(image_features, image_rows, inputs_embeds[:1].mean(1))
-        embeddings = self.alignment_embeddings(torch.arange(self.config.num_alignment_levels, device=weights.device))
-        return inputs_embeds + 0 * (image_features.mean() + weights.mean() + embeddings.mean()).to(inputs_embeds)
+        levels = torch.arange(self.config.num_alignment_levels, device=inputs_embeds.device)
+        for unused in (image_features, weights, self.alignment_embeddings(levels)):
+            inputs_embeds = inputs_embeds + 0 * unused.mean().to(inputs_embeds)
+        return inputs_embeds
 
     @can_return_tuple
     def forward(
@@ -486,20 +491,16 @@ class AlignGPTForConditionalGeneration(AlignGPTPreTrainedModel, LlavaForConditio
     ) -> tuple[torch.LongTensor, dict[str, Any]]:
         # The one place of `generate` that sees the whole prompt and its encoded images, once: the vectors are made
         # here, so that tokens appended later (one by one, or drafted by an assistant) cannot change them
-        image_outputs = (model_kwargs.get("mm_encoder_outputs") or {}).get("image")
         names = ("attention_mask", "inputs_embeds", "mm_encoder_outputs", "alignment_levels", "token_type_ids")
         inputs = {name: model_kwargs.get(name) for name in names}
         if inputs["inputs_embeds"] is None:
             inputs["input_ids"] = input_ids
         cache = model_kwargs.get("past_key_values")
-        if cache is not None and cache.get_seq_length() > 0:  # a later turn: the vector of the chat is in the cache
-            vector = self.model._embed(self.config.align_token_id)
-            model_kwargs["alignment_vectors"] = vector.expand(
-                model_kwargs.get("inputs_embeds", input_ids).shape[0], -1
-            )
-        elif model_kwargs.get("alignment_vectors") is None and (
-            image_outputs is not None or inputs["alignment_levels"] is not None
-        ):
+        if cache is not None and cache.get_seq_length() > 0:
+            # A later turn: the vector of the chat is in the cache, and its slot not among the new tokens
+            align_token = torch.full((1,), self.config.align_token_id, device=input_ids.device)
+            model_kwargs["alignment_vectors"] = self.get_input_embeddings()(align_token).expand(len(input_ids), -1)
+        elif model_kwargs.get("alignment_vectors") is None:
             model_kwargs["alignment_vectors"] = self.model._merge_modalities(**inputs)[2]
         for name in ("alignment_levels", "token_type_ids"):
             model_kwargs.pop(name, None)

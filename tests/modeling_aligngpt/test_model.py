@@ -116,6 +116,22 @@ def test_gradient_checkpointing_does_not_change_the_gradients(model, processor, 
         torch.testing.assert_close(model.get_parameter(name).grad, gradient, msg=name)
 
 
+def test_weights_on_disk_give_the_same_logits(model, checkpoint, processor, rows, tmp_path):
+    """A device_map that leaves table, gate and projector elsewhere than the token embeddings."""
+    device_map = {"model.language_model": "cpu", "model.vision_tower": "cpu", "lm_head": "cpu"}
+    device_map |= {
+        f"model.{name}": "disk" for name in ("multi_modal_projector", "alignment_embeddings", "alignment_gate")
+    }
+    offloaded = AlignGPTForConditionalGeneration.from_pretrained(
+        checkpoint, device_map=device_map, offload_folder=tmp_path
+    )
+    inputs = processor(images=rows[0][1], text=rows[0][0], return_tensors="pt")
+    with torch.no_grad():
+        torch.testing.assert_close(offloaded(**inputs).logits, model(**inputs).logits, atol=1e-4, rtol=1e-4)
+    options = {"max_new_tokens": 4, "do_sample": False}
+    assert offloaded.generate(**inputs, **options).tolist() == model.generate(**inputs, **options).tolist()
+
+
 def test_eager_and_sdpa_attention_agree(model, checkpoint, processor, rows):
     inputs = processor(images=rows[0][1], text=rows[0][0], return_tensors="pt")
     eager = AlignGPTForConditionalGeneration.from_pretrained(checkpoint, attn_implementation="eager")
