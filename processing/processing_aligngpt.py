@@ -66,6 +66,10 @@ class AlignGPTProcessor(LlavaProcessor):
                     "token, as `aligngpt compose` does."
                 )
 
+    def to_dict(self) -> dict[str, Any]:
+        # Saving would add it to this object, and loading drop it again
+        return {**super().to_dict(), "auto_map": {"AutoProcessor": "processing_aligngpt.AlignGPTProcessor"}}
+
     @property
     def model_input_names(self) -> list[str]:
         return list(dict.fromkeys([*super().model_input_names, "token_type_ids"]))
@@ -118,7 +122,10 @@ class AlignGPTProcessor(LlavaProcessor):
         if isinstance(text, list) and all(isinstance(sample, str) for sample in text):
             nested = isinstance(images, list) and all(isinstance(row, (list, tuple)) for row in images)
             if nested and len(images) != len(text):
-                raise ValueError(f"There are {len(images)} lists of images for {len(text)} texts.")
+                raise ValueError(
+                    f"The {self.image_token} tokens in the prompts should be the same as the number of images: there "
+                    f"are {len(images)} lists of images for {len(text)} texts."
+                )
             for index, sample in enumerate(text):
                 found = sample.count(self.image_token)
                 expected = len(images[index]) if nested else 0 if images is None else found
@@ -171,7 +178,7 @@ class AlignGPTProcessor(LlavaProcessor):
             offsets.insert(
                 0,
                 {
-                    "type": "align",
+                    "type": "text",
                     "span": (start, start),
                     "new_span": (start, end),
                     "text": "",
