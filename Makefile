@@ -16,7 +16,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	touch $@
 
 demo: install  ## train a tiny AlignGPT through both stages and let it answer (about 6 minutes on two cores)
-	$(RUN) examples/demo/demo.py
+	$(RUN) examples/demo/demo.py --model_card model_card.md
 
 test: install  ## the fast tests
 	$(RUN) -m pytest -m "not slow and not gpu"

@@ -1,6 +1,7 @@
 """
 Loads the demo's two models as a user would, through the Auto classes, and lets them work on pictures they have not
 seen: stage 1 captions them at every level, stage 2 answers questions. Writes what came out as JSON.
+Over the 100 lines of an example: captions and questions share one batched generation.
 
     python examples/demo/answer.py --stage1 DIR --stage2 DIR --data DIR --output results.json
 """

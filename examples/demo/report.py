@@ -1,4 +1,7 @@
-"""What the demo prints and writes about itself: tables, what counts as good enough, and the model card."""
+"""
+What the demo prints and writes about itself: tables, what counts as good enough, and the model card. Over the 100
+lines of an example: five tables.
+"""
 
 from collections import defaultdict
 from pathlib import Path

@@ -1,8 +1,9 @@
 """Small scenes for the demo: one to four coloured shapes in a 2x2 grid, drawn at 32x32 pixels.
 
-Training and test scenes are split by *combination*: the triples (colour, shape, place) in `HELD_OUT` occur in no training scene and
-in every test scene. Each held-out triple's colour, shape and place are all seen in training, only never together, so a model that answers
-about them has not memorised pictures. Everything is deterministic: the same `random.Random` state gives the same scene and the same pixels.
+Training and test scenes are split by *combination*: the triples (colour, shape, place) in `HELD_OUT` occur in no
+training scene, and in every test scene. Colour, shape and place of each are seen in training, only never together, so
+a model that answers about them has not memorised pictures. Everything is deterministic: the same `random.Random` state
+gives the same scene and the same pixels.
 """
 
 import random
@@ -33,7 +34,7 @@ class Thing(NamedTuple):
     place: str
 
 
-# Every colour and every place appears among the held-out triples, and no (colour, shape) pair is held out in more than one place.
+# Every colour and every place is among the held-out triples, and no (colour, shape) is held out in two places
 HELD_OUT = frozenset(
     Thing(colour, shape, PLACES[(i + j) // 2 % 4])
     for i, colour in enumerate(COLOURS)

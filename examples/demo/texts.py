@@ -1,4 +1,4 @@
-"""What is said about a scene: captions of five qualities, the facts stated in a caption, and questions with their answers."""
+"""What is said about a scene: captions of five qualities, the facts that they state, questions and answers."""
 
 import random
 import re
@@ -38,7 +38,7 @@ def describe(things: tuple[Thing, ...], places: bool) -> str:
 
 
 def caption(scene: Scene, quality: str, rng: random.Random) -> str:
-    """A caption of one of `QUALITIES`; a wrong one describes a scene that shares no (colour, shape) pair with this one."""
+    """A caption of one of `QUALITIES`; a wrong one is of a scene that shares no (colour, shape) with this one."""
     if quality == "wrong":
         pairs = {thing[:2] for thing in scene.things}
         things = tuple(
@@ -66,7 +66,7 @@ def precision(text: str, scene: Scene) -> float | None:
 
 
 def ask(scene: Scene, kind: str, rng: random.Random, about: tuple[Thing, ...] | None = None) -> Question:
-    """A question of the given type about one of the things in `about` (default: any in the scene), where the type allows."""
+    """A question of a type, about one of the things in `about` (default: of the scene) where the type allows."""
     thing = rng.choice(about or scene.things)
     pairs = [t[:2] for t in scene.things]
     if kind == "colour":

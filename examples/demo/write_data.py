@@ -1,4 +1,4 @@
-"""Writes the demo's pictures and records: captioned pairs (stage 1), conversations (stage 2) and questions about unseen combinations."""
+"""Writes the demo's pictures and records: captioned pairs (stage 1), conversations (stage 2), questions (test)."""
 
 import json
 import random
@@ -70,7 +70,7 @@ def write_conversations(folder: Path, scenes: list[tuple[str, Scene]], turns: in
 
 
 def write_questions(folder: Path, scenes: list[tuple[str, Scene]], seed: int) -> Path:
-    """Test: questions.jsonl, one question of each type per test scene, about a held-out thing where the type allows."""
+    """Test: questions.jsonl, one of each type per test scene, about a held-out thing where the type allows."""
     rng = random.Random(seed)
     records = []
     for index, (image, scene) in enumerate(scenes):
