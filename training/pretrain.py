@@ -18,15 +18,14 @@ it as `--model_name_or_path`.
 
 import sys
 
-from transformers import AutoProcessor, set_seed
+from transformers import set_seed
 from trl import ModelConfig, SFTConfig, TrlParser
 
-from aligngpt import AlignGPTForConditionalGeneration
 from aligngpt.composing import compose
 from aligngpt.training.arguments import ComposeArguments, DataArguments, find_recipe
 from aligngpt.training.data import AlignGPTDataCollator, load_training_data
 from aligngpt.training.stages import select_trainable
-from aligngpt.training.trainer import AlignGPTTrainer
+from aligngpt.training.trainer import AlignGPTTrainer, load_checkpoint
 
 
 def main(
@@ -46,13 +45,7 @@ def main(
         )
     set_seed(training_args.seed)  # the new modules are drawn before the trainer would set the seed
     if model_args.model_name_or_path is not None:
-        model = AlignGPTForConditionalGeneration.from_pretrained(
-            model_args.model_name_or_path,
-            revision=model_args.model_revision,
-            dtype=model_args.dtype,
-            attn_implementation=model_args.attn_implementation,
-        )
-        processor = AutoProcessor.from_pretrained(model_args.model_name_or_path, revision=model_args.model_revision)
+        model, processor = load_checkpoint(model_args)
     else:
         model, processor = compose(
             *parts,

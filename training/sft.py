@@ -16,25 +16,17 @@ On two CPU cores:
 
 import sys
 
-from transformers import AutoProcessor
 from trl import ModelConfig, SFTConfig, TrlParser
 
-from aligngpt import AlignGPTForConditionalGeneration
 from aligngpt.training.arguments import DataArguments, find_recipe
 from aligngpt.training.data import AlignGPTDataCollator, load_training_data
 from aligngpt.training.stages import select_trainable
-from aligngpt.training.trainer import AlignGPTTrainer
+from aligngpt.training.trainer import AlignGPTTrainer, load_checkpoint
 
 
 def main(data_args: DataArguments, training_args: SFTConfig, model_args: ModelConfig) -> None:
     """Trains and saves a stage-2 model."""
-    model = AlignGPTForConditionalGeneration.from_pretrained(
-        model_args.model_name_or_path,
-        revision=model_args.model_revision,
-        dtype=model_args.dtype,
-        attn_implementation=model_args.attn_implementation,
-    )
-    processor = AutoProcessor.from_pretrained(model_args.model_name_or_path, revision=model_args.model_revision)
+    model, processor = load_checkpoint(model_args)
     select_trainable(model, "sft")
     processor.image_processor.do_pad = True
 
