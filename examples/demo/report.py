@@ -21,8 +21,10 @@ HERE = Path(__file__).parent
 def show_scores(console: Console, pairs: list[dict]) -> None:
     """How CLIP scored captions of each quality, and which levels they fell into."""
     levels = max(pair["alignment_level"] for pair in pairs) + 1
-    table = Table(title="CLIP similarity and level by the quality of the caption (which the scorer does not know)")
-    for column in ("caption", "mean similarity", *(f"level {level}" for level in range(levels))):
+    table = Table(
+        title="CLIP similarity, and captions per level, by the quality of the caption (which the scorer does not know)"
+    )
+    for column in ("caption", "mean similarity", *(str(level) for level in range(levels))):
         table.add_column(column, justify="left" if column == "caption" else "right")
     by_quality = defaultdict(list)
     for pair in pairs:
