@@ -7,6 +7,7 @@ Over the house's 400 lines: `generate`, TRL and transformers' test suites read t
 both spell LLaVA's out in full.
 """
 
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -330,10 +331,11 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
 
     def get_alignment_weights(self, **inputs) -> torch.Tensor:
         """
-        `alignment_weights` (B, N-1) of a batch as the processor returns it, without running the language model.
-        Inputs and errors are those of `forward`.
+        `alignment_weights` (B, N-1) of a batch as the processor or a collator returns it, without running the language
+        model. Inputs and errors are those of `forward`; what only the language model reads is left aside.
         """
-        return self._merge_modalities(**inputs)[3]
+        names = inspect.signature(self._merge_modalities).parameters
+        return self._merge_modalities(**{name: value for name, value in inputs.items() if name in names})[3]
 
     def _connect_unused_modules(self, inputs_embeds: torch.Tensor) -> torch.Tensor:
         """

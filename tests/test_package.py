@@ -16,7 +16,7 @@ FOLDERS = {"modeling_aligngpt", "processing", "training", "evaluation"}
 # The files that are copied to the Hub, and what they may import beside their own folder
 HUB_COPIES = {
     "modeling_aligngpt/configuration_aligngpt.py": {"huggingface_hub", "transformers", "typing"},
-    "modeling_aligngpt/modeling_aligngpt.py": {"torch", "transformers", "dataclasses", "typing"},
+    "modeling_aligngpt/modeling_aligngpt.py": {"torch", "transformers", "dataclasses", "inspect", "typing"},
     "processing/processing_aligngpt.py": {"numpy", "transformers", "re", "typing"},
 }
 

@@ -106,6 +106,16 @@ def test_equation_3_mixes_the_rows_of_the_table_as_the_mode_says(model, inputs, 
         torch.testing.assert_close(outputs.alignment_weights[row].tolist(), weights, atol=1e-5, rtol=1e-5)
 
 
+def test_the_weights_of_a_training_batch_are_those_of_its_forward_pass(model, inputs):
+    batch = {
+        **inputs,
+        "labels": inputs["input_ids"],
+        "position_ids": (inputs["attention_mask"].cumsum(-1) - 1).clamp(0),
+    }
+    _, outputs = get_language_model_inputs(model, batch)
+    torch.testing.assert_close(model.get_alignment_weights(**batch), outputs.alignment_weights)
+
+
 def test_a_level_of_minus_one_leaves_the_row_to_the_gate(model, inputs):
     _, gated = get_language_model_inputs(model, inputs)
     _, mixed = get_language_model_inputs(model, {**inputs, "alignment_levels": torch.tensor([2, -1, -1])})

@@ -150,3 +150,22 @@ def test_the_forward_pass_exports(model, inputs):
         torch.testing.assert_close(
             program.module()(**inputs, use_cache=False).logits, model(**inputs).logits, atol=1e-4, rtol=1e-4
         )
+
+
+def test_an_align_token_after_the_prompt_is_a_token_like_any_other(model, inputs):
+    """Without a cache a second placeholder must not be filled; with a cache it cannot be."""
+    prompt = {name: tensor[:1] for name, tensor in inputs.items()}
+    align = torch.tensor([[model.config.align_token_id]])
+    whole = {"input_ids": torch.cat([prompt["input_ids"], align], dim=1), "pixel_values": prompt["pixel_values"]}
+    whole["attention_mask"] = torch.cat([prompt["attention_mask"], torch.ones_like(align)], dim=1)
+    whole["token_type_ids"] = torch.cat([prompt["token_type_ids"], torch.zeros_like(align)], dim=1)
+    whole["position_ids"] = (whole["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+    with torch.no_grad():
+        cache = model(**prompt, position_ids=whole["position_ids"][:, :-1], use_cache=True).past_key_values
+        step = model(
+            input_ids=align,
+            attention_mask=whole["attention_mask"],
+            position_ids=whole["position_ids"][:, -1:],
+            past_key_values=cache,
+        )
+        torch.testing.assert_close(model(**whole).logits[:, -1], step.logits[:, -1], atol=1e-4, rtol=1e-4)
