@@ -493,16 +493,16 @@ class AlignGPTForConditionalGeneration(AlignGPTPreTrainedModel, LlavaForConditio
     ) -> tuple[torch.LongTensor, dict[str, Any]]:
         # The one place of `generate` that sees the whole prompt and its encoded images, once: the vectors are made
         # here, so that tokens appended later (one by one, or drafted by an assistant) cannot change them
-        names = ("attention_mask", "inputs_embeds", "mm_encoder_outputs", "alignment_levels", "token_type_ids")
-        inputs = {name: model_kwargs.get(name) for name in names}
-        if inputs["inputs_embeds"] is None:
-            inputs["input_ids"] = input_ids
         cache = model_kwargs.get("past_key_values")
         if cache is not None and cache.get_seq_length() > 0:
             # A later turn: the vector of the chat is in the cache, and its slot not among the new tokens
-            align_token = torch.full((1,), self.config.align_token_id, device=input_ids.device)
-            model_kwargs["alignment_vectors"] = self.get_input_embeddings()(align_token).expand(len(input_ids), -1)
+            vector = self.model._embed_token(self.config.align_token_id, input_ids.device)
+            model_kwargs["alignment_vectors"] = vector.expand(len(input_ids), -1)
         elif model_kwargs.get("alignment_vectors") is None:
+            names = ("attention_mask", "inputs_embeds", "mm_encoder_outputs", "alignment_levels", "token_type_ids")
+            inputs = {name: model_kwargs.get(name) for name in names}
+            if inputs["inputs_embeds"] is None:
+                inputs["input_ids"] = input_ids
             model_kwargs["alignment_vectors"] = self.model._merge_modalities(**inputs)[2]
         for name in ("alignment_levels", "token_type_ids"):
             model_kwargs.pop(name, None)

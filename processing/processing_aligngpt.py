@@ -67,7 +67,7 @@ class AlignGPTProcessor(LlavaProcessor):
             if len(token_ids) != 1 or token_ids[0] == tokenizer.unk_token_id:
                 raise ValueError(
                     f"{getattr(self, name)} is not one token of the tokenizer (ids {token_ids}): add it as a special "
-                    "token, as `aligngpt compose` does."
+                    "token, as `aligngpt.processing.tokenization.prepare_tokenizer` does."
                 )
 
     def to_dict(self) -> dict[str, Any]:

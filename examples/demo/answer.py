@@ -12,7 +12,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import torch
-from texts import Fact, facts
+from texts import facts, true_facts
 from tqdm import tqdm
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from write_data import SYSTEM, scene_of
@@ -73,9 +73,8 @@ def caption_at_every_level(folder: Path, images: list[Path], scenes: list) -> di
         texts, _ = generate(model, processor, images, [""] * len(images), f"captions at level {level}", **options)
         true = stated = 0
         for text, scene in zip(texts, scenes, strict=True):
-            known = {Fact(*thing) for thing in scene.things} | {Fact(*thing[:2], None) for thing in scene.things}
             stated += len(facts(text))
-            true += len(facts(text) & known)
+            true += len(facts(text) & true_facts(scene))
         captions[level], precisions[level] = texts, true / stated if stated else None
     return {"captions": captions, "precision": precisions}
 

@@ -111,15 +111,8 @@ def main() -> int:
         )
     with phase("Loading both in another process and asking about unseen combinations", times):
         run(
-            HERE / "answer.py",
-            "--stage1",
-            stage1,
-            "--stage2",
-            stage2,
-            "--data",
-            data,
-            "--output",
-            output / "results.json",
+            *(HERE / "answer.py", "--stage1", stage1, "--stage2", stage2),
+            *("--data", data, "--output", output / "results.json"),
         )
 
     results = json.loads((output / "results.json").read_text()) | {"times": times}

@@ -58,11 +58,15 @@ def facts(text: str) -> set[Fact]:
     return {Fact(colour, shape, place or None) for place, colour, shape in FACT.findall(text)}
 
 
+def true_facts(scene: Scene) -> set[Fact]:
+    """All that a caption could truly state about the scene, with and without places."""
+    return {Fact(*thing) for thing in scene.things} | {Fact(*thing[:2], None) for thing in scene.things}
+
+
 def precision(text: str, scene: Scene) -> float | None:
     """The share of the stated facts that hold in the scene; None if the text states none."""
-    true = {Fact(*thing) for thing in scene.things} | {Fact(t.colour, t.shape, None) for t in scene.things}
     stated = facts(text)
-    return len(stated & true) / len(stated) if stated else None
+    return len(stated & true_facts(scene)) / len(stated) if stated else None
 
 
 def ask(scene: Scene, kind: str, rng: random.Random, about: tuple[Thing, ...] | None = None) -> Question:
