@@ -1,25 +1,29 @@
-"""A Hugging Face Hub on 127.0.0.1: tests drive the real `huggingface_hub` client, and transformers on top, offline.
+"""A Hugging Face Hub on 127.0.0.1: tests drive the real clients offline, transformers and datasets among them.
 
     with LoopbackHub() as hub:
         subprocess.run([sys.executable, "-c", code], env=hub.env(token="write", cache=tmp_path), check=True)
         assert hub.files("tester/model")["config.json"] == ...
 
-`HF_ENDPOINT` is read when `huggingface_hub` is imported, so the client belongs in a subprocess. There are model
-repositories with commits, branches, tags, LFS objects and privacy, kept in memory; no pull requests, Xet storage,
-ranged downloads, folder deletion or check of a card's metadata. The file has more than 250 lines because one push and
-pull crosses all of the protocol in it.
+`HF_ENDPOINT` is read when `huggingface_hub` is imported, so the client belongs in a subprocess. There are model and
+dataset repositories with commits, branches, tags, LFS objects, listings, ranged downloads and privacy, kept in memory;
+no Spaces, buckets, pull requests, Xet storage, log of commits, list of branches, listing of more than one page, folder
+deletion, check of a card's metadata, or dataset viewer with its Parquet export. The file has more than 250 lines
+because one push and pull crosses all of the protocol in it.
 """
 
 import base64
 import hashlib
 import json
 import os
+import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import PurePosixPath
 from urllib.parse import parse_qs, unquote
 
 
-LFS_SUFFIXES = (".safetensors", ".bin", ".pt", ".gguf")
+PREFIXES = {"model": "", "dataset": "datasets/"}  # of a repository's id, by its type
+LFS_SUFFIXES = (".safetensors", ".bin", ".pt", ".gguf", ".parquet", ".arrow", ".tar", ".zip", ".jpg", ".png")
 LFS_BYTES = 10 * 2**20  # a larger file is an LFS object whatever its name
 
 
@@ -45,8 +49,28 @@ class Blob:
         self.lfs = {"oid": self.oid, "size": len(data), "pointerSize": 134} if lfs else None
 
 
+def entry(path, files):
+    """What the Hub lists for a file or a folder among `files`, {path: Blob}; None if there is neither."""
+    if path in files:
+        blob = files[path]
+        return {"type": "file", "path": path, "oid": blob.oid, "size": len(blob.data), "lfs": blob.lfs}
+    inside = sorted((name, blob.oid) for name, blob in files.items() if name.startswith(f"{path}/"))
+    oid = hashlib.sha1(json.dumps(inside).encode()).hexdigest()
+    return {"type": "directory", "path": path, "oid": oid, "size": 0} if inside else None
+
+
+def cut(content, span):
+    """(status, bytes, headers) for a `Range` header: 206, or 416 for no bytes; all of it if not `bytes=M-[N]`."""
+    if (match := re.fullmatch(r"bytes=(\d+)-(\d*)", span)) is None:
+        return 200, content, {}
+    start, stop = int(match[1]), min(int(match[2] or len(content)) + 1, len(content))
+    if start >= stop:
+        return 416, b"", {"Content-Range": f"bytes */{len(content)}"}
+    return 206, content[start:stop], {"Content-Range": f"bytes {start}-{stop - 1}/{len(content)}"}
+
+
 class Repo:
-    """A model repository, empty at first.
+    """A repository, empty at first.
 
     `commits` maps a SHA to {path: Blob}, `branches` and `tags` a name to a SHA, `objects` a SHA-256 to LFS content.
     """
@@ -83,16 +107,18 @@ class Repo:
         return {"id": repo_id, "sha": sha, "private": self.private, "siblings": siblings}
 
     def tree(self, revision, folder, recursive):
-        """The files in a folder ("" or with a final "/"), not the folders in it. Raises HubError: EntryNotFound."""
+        """The files and folders in a folder ("" or with a final "/"). Raises HubError: EntryNotFound."""
         sha, files = self.resolve(revision)
-        inside = {path: blob for path, blob in sorted(files.items()) if path.startswith(folder)}
+        paths = {str(path) for file in files for path in (PurePosixPath(file), *PurePosixPath(file).parents)} - {"."}
+        inside = [path for path in sorted(paths) if path.startswith(folder)]
         if folder and not inside:
             raise HubError(404, f"{folder} does not exist on {revision}", "EntryNotFound", sha)
-        return [
-            {"type": "file", "path": path, "oid": blob.oid, "size": len(blob.data), "lfs": blob.lfs}
-            for path, blob in inside.items()
-            if recursive or "/" not in path.removeprefix(folder)
-        ]
+        return [entry(path, files) for path in inside if recursive or "/" not in path.removeprefix(folder)]
+
+    def paths_info(self, revision, paths):
+        """The files and folders among `paths`."""
+        _, files = self.resolve(revision)
+        return [found for path in paths if (found := entry(path, files))]
 
     def download(self, revision, path):
         """A file, with the headers by which the client caches it. Raises HubError: EntryNotFound."""
@@ -172,6 +198,9 @@ class HubHandler(BaseHTTPRequestHandler):
             status, payload, headers = hub.answer(self.command, path, parse_qs(query), body, token)
         else:
             status, payload, headers = 507, {"error": "Insufficient Storage"}, {}
+        if self.command == "GET" and "Range" in self.headers and isinstance(payload, bytes):
+            status, payload, extent = cut(payload, self.headers["Range"])
+            headers = headers | extent
         hub.requests.append((self.command, path, status))
         content = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
         self.send_response(status)
@@ -180,15 +209,15 @@ class HubHandler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(b"" if self.command == "HEAD" else content)
 
-    do_GET = do_HEAD = do_POST = do_PUT = respond
+    do_GET = do_HEAD = do_POST = do_PUT = do_CONNECT = respond
 
 
 class LoopbackHub:
     """The running server at `url`, as a context manager.
 
     `tokens` maps a token to (user, may write): "write" and "read" of the user `tester`, "stranger" of another one.
-    `repos` maps an id to its Repo. `uploaded` lists the SHA-256 of each LFS object received, `requests` each
-    (method, path, status), the status None where the connection was dropped.
+    `repos` maps an id to its Repo, for a dataset "datasets/" and its id. `uploaded` lists the SHA-256 of each LFS
+    object received, `requests` each (method, path, status), the status None where the connection was dropped.
     """
 
     def __init__(self):
@@ -208,16 +237,22 @@ class LoopbackHub:
         self._server.server_close()
 
     def env(self, token=None, cache=None):
-        """The environment for a client process: this one's without its Hub settings; `cache` becomes its HF_HOME."""
+        """The environment for a client process: this one's without its Hub settings; `cache` becomes its HF_HOME.
+
+        What the client asks of another host is asked here, of a proxy that has nothing: `datasets` counts downloads
+        in a bucket on S3 and looks for a dataset viewer.
+        """
         foreign = ("HF_", "HUGGING", "TRANSFORMERS_")
         env = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
         env |= {"HF_ENDPOINT": self.url, "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
+        env |= {"http_proxy": self.url, "https_proxy": self.url}
         env |= {f"HF_HUB_DISABLE_{what}": "1" for what in ("XET", "TELEMETRY", "PROGRESS_BARS")}
         return env | ({"HF_TOKEN": token} if token else {}) | ({"HF_HOME": str(cache)} if cache else {})
 
-    def files(self, repo_id, revision="main"):
+    def files(self, repo_id, revision="main", repo_type="model"):
         """{path: content} at a revision. Raises KeyError for an unknown repository, HubError for the revision."""
-        return {path: blob.data for path, blob in self.repos[repo_id].resolve(revision)[1].items()}
+        repo = self.repos[PREFIXES[repo_type] + repo_id]
+        return {path: blob.data for path, blob in repo.resolve(revision)[1].items()}
 
     def fail_uploads(self, after=0, drop=False):
         """Store `after` more LFS objects, then none until `heal()`.
@@ -245,13 +280,22 @@ class LoopbackHub:
                     raise HubError(401, "Invalid credentials in Authorization header")
                 segments = [unquote(segment) for segment in path.split("/")[1:]]
                 result = self._route(method, segments, query, body, *self.tokens.get(token, (None, False)))
+                if result is None:
+                    raise HubError(404, f"the loopback hub has no {method} {path}")
                 return result if isinstance(result, tuple) else (200, result, {})
             except HubError as error:
                 return error.status, {"error": str(error)}, error.headers
 
     def _route(self, method, segments, query, body, account, may_write):
+        prefix = PREFIXES["model"]
+        match segments:  # a dataset's routes are a model's, told apart by their beginning
+            case ["datasets", *rest]:
+                prefix, segments = PREFIXES["dataset"], rest
+            case ["api", "datasets", *rest]:
+                prefix, segments = PREFIXES["dataset"], ["api", "models", *rest]
+
         def repo(user, name, writing=False):
-            found = self.repos.get(f"{user}/{name}")
+            found = self.repos.get(f"{prefix}{user}/{name}")
             if found is None or (found.private and account != user):
                 raise HubError(404 if account else 401, "Repository not found", "RepoNotFound")
             if writing and not (may_write and account == user):
@@ -277,6 +321,8 @@ class LoopbackHub:
             case "GET", "api", "models", user, name, "tree", revision, *path:
                 folder = "".join(f"{part}/" for segment in path for part in segment.split("/"))
                 return repo(user, name).tree(revision, folder, recursive=query.get("recursive") == ["true"])
+            case "POST", "api", "models", user, name, "paths-info", revision:
+                return repo(user, name).paths_info(revision, parse_qs(body.decode())["paths"])
             case "POST", "api", "models", user, name, "branch", branch:
                 target = repo(user, name, writing=True)
                 return target.point(target.branches, branch, json.loads(body).get("startingPoint", "main"))
@@ -292,19 +338,21 @@ class LoopbackHub:
             case "PUT", user, name, "lfs", oid:  # a signed link on the Hub, so it comes without a token
                 if hashlib.sha256(body).hexdigest() != oid:
                     raise HubError(400, f"the SHA-256 of the content is not {oid}: did the file change meanwhile?")
-                self.repos[f"{user}/{name}"].objects[oid] = body
+                self.repos[f"{prefix}{user}/{name}"].objects[oid] = body
                 self.uploaded.append(oid)
                 return {}
             case "POST", user, name, "lfs", oid if oid in repo(user, name, writing=True).objects:
                 return {}
-        raise HubError(404, f"the loopback hub has no {method} /{'/'.join(segments)}")
+        return None
 
     def _create_repo(self, account, may_write, name, organization=None, visibility="public", **other):
         repo_id = f"{organization or account}/{name}"
         if not may_write or repo_id.split("/")[0] != account:
             raise HubError(403 if account else 401, f"this token may not create {repo_id}")
-        if other.get("type", "model") != "model":
-            raise HubError(400, f"the loopback hub has no {other['type']} repositories")
-        status = 409 if repo_id in self.repos else 200
-        repo = self.repos.setdefault(repo_id, Repo(f"{self.url}/{repo_id}", private=visibility == "private"))
+        repo_type = other.get("type", "model")
+        if repo_type not in PREFIXES:
+            raise HubError(400, f"the loopback hub has no {repo_type} repositories")
+        key = PREFIXES[repo_type] + repo_id
+        status = 409 if key in self.repos else 200
+        repo = self.repos.setdefault(key, Repo(f"{self.url}/{key}", private=visibility == "private"))
         return status, {"url": repo.url}, {}  # with exist_ok the client reads the URL from the 409 too
