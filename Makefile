@@ -12,7 +12,7 @@ install: $(VENV)/installed
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --upgrade --constraint constraints.txt setuptools wheel
-	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable ".[test,demo]"
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable ".[test]"
 	touch $@
 
 demo: install  ## train a tiny AlignGPT through both stages and let it answer (about 6 minutes on two cores)

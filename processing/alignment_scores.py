@@ -1,12 +1,104 @@
 """Alignment scores: how well the text of each image-text pair describes the image, the s of equation 1."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
-from transformers import AutoModel, AutoProcessor
+from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+
+from .images import open_image
+from .records import PairFault, get_caption, get_images, get_messages
+
+
+class PairPreparer(Dataset):
+    """
+    Makes a batch of records ready for a scorer, in the workers of a `DataLoader`: captions to token ids, images to
+    uint8 pixels of the scorer's size, once each. Rescaling and normalising are left to the device.
+
+    Args:
+        image_processor, tokenizer: the scorer's.
+        max_length (`int`): tokens of a caption.
+        padding (`str`): `"longest"` or `"max_length"`.
+        image_folder (`str`, *optional*): where paths in records start; needed if there are any.
+    """
+
+    def __init__(
+        self, image_processor: Any, tokenizer: Any, max_length: int, padding: str, image_folder: str | None = None
+    ):
+        self.image_processor, self.tokenizer = image_processor, tokenizer
+        self.max_length, self.padding, self.image_folder = max_length, padding, image_folder
+
+    def __getitems__(self, records: Sequence[dict[str, Any] | PairFault]) -> dict[str, Any]:
+        """
+        `pairs`: a dict for each record, with `id`, `messages`, `caption`, `converted` (see `open_image`), `truncated`,
+        and `fault` (a `PairFault`) or `text_only` where there is nothing to score. `image_inputs` and `text_inputs`:
+        tensors for the other records, in their order.
+        """
+        pairs, images, captions = [], [], []
+        for record in records:
+            pair = {"id": None, "messages": None, "caption": None, "converted": [], "truncated": False}
+            pairs.append(pair)
+            try:
+                if isinstance(record, PairFault):
+                    raise record
+                pair["id"] = None if record.get("id") is None else str(record["id"])
+                sources = get_images(record)
+                pair["text_only"] = not sources
+                pair["messages"], pair["caption"] = get_messages(record), get_caption(record)
+                if sources:
+                    images.append(self._prepare_image(sources, pair["converted"]))
+                    captions.append(pair["caption"])
+            except PairFault as fault:
+                pair["fault"] = fault
+        batch = {"pairs": pairs, "image_inputs": {}, "text_inputs": {}}
+        if images:
+            batch["image_inputs"] = {name: torch.cat([image[name] for image in images]) for name in images[0]}
+            batch["text_inputs"], truncated = self._tokenize(captions)
+            scored = (pair for pair in pairs if is_scored(pair))
+            for pair, is_truncated in zip(scored, truncated, strict=True):
+                pair["truncated"] = is_truncated
+        return batch
+
+    def _prepare_image(self, sources: list[Any], converted: list[str]) -> dict[str, torch.Tensor]:
+        if len(sources) > 1:
+            raise PairFault("several_images", f"There are {len(sources)} images; a pair is one image and one text.")
+        image, conversions = open_image(sources[0], self.image_folder)
+        converted.extend(conversions)
+        edge = (self.image_processor.size or {}).get("shortest_edge")
+        if edge and Image.MAX_IMAGE_PIXELS and edge**2 * max(image.size) / min(image.size) > Image.MAX_IMAGE_PIXELS:
+            raise PairFault("extreme_shape", f"{image.size} pixels would be enormous with a short side of {edge}.")
+        return self.image_processor(
+            image,
+            # of an array with 1 or 3 rows the processor cannot tell the channels
+            input_data_format="channels_last",
+            do_rescale=False,
+            do_normalize=False,
+            return_tensors="pt",
+        )
+
+    def _tokenize(self, captions: list[str]) -> tuple[dict[str, torch.Tensor], list[bool]]:
+        inputs = self.tokenizer(
+            captions,
+            padding=self.padding,
+            # CLIP pools at the end token: left padding would move the similarities by up to 0.09
+            padding_side="right",
+            truncation=True,
+            max_length=self.max_length,
+            return_tensors="pt",
+        )
+        if self.tokenizer.is_fast:
+            return dict(inputs), [bool(encoding.overflowing) for encoding in inputs.encodings]
+        return dict(inputs), [len(self.tokenizer(caption).input_ids) > self.max_length for caption in captions]
+
+
+def is_scored(pair: dict[str, Any]) -> bool:
+    """Whether a pair of a prepared batch has a score."""
+    return "fault" not in pair and not pair["text_only"]
 
 
 class AlignmentScorer:
@@ -14,43 +106,139 @@ class AlignmentScorer:
     Scores pairs by the cosine similarity of a dual encoder's image and text embeddings.
 
     Args:
-        model_name_or_path (`str`): Hub id or folder of a model with `get_image_features` and `get_text_features`, such
-            as CLIP or SigLIP, and its processor.
+        model_name_or_path (`str`): Hub id or folder of a model with `get_image_features` and `get_text_features`
+            (CLIP, SigLIP, SigLIP 2), its tokenizer and its image processor.
         revision (`str`, *optional*): of the Hub repository.
         device (`str` or `torch.device`, *optional*): where it runs; a GPU if there is one.
+        dtype (`str` or `torch.dtype`, *optional*): float16 on a GPU (with 10 bits of mantissa closer to float32 than
+            bfloat16), else float32.
+
+    Raises:
+        TypeError: if the model is no dual encoder.
     """
 
-    def __init__(self, model_name_or_path: str, revision: str | None = None, device: str | torch.device | None = None):
+    def __init__(
+        self,
+        model_name_or_path: str,
+        revision: str | None = None,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+    ):
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.model = AutoModel.from_pretrained(model_name_or_path, revision=revision).to(self.device).eval()
-        self.processor = AutoProcessor.from_pretrained(model_name_or_path, revision=revision)
+        dtype = dtype or ("float16" if self.device.type == "cuda" else "float32")
+        self.model = AutoModel.from_pretrained(model_name_or_path, revision=revision, dtype=dtype)
+        if not (hasattr(self.model, "get_image_features") and hasattr(self.model, "get_text_features")):
+            raise TypeError(f"{model_name_or_path} is no dual encoder: it has no embeddings of both images and texts.")
+        self.model = self.model.to(self.device).eval()
+        self.revision = getattr(self.model.config, "_commit_hash", None) or revision
+        self.tokenizer = AutoTokenizer.from_pretrained(model_name_or_path, revision=revision)
+        # Pillow's resizing: torchvision's differs in a pixel here and there, and scores are to be reproducible
+        self.image_processor = AutoImageProcessor.from_pretrained(model_name_or_path, revision=revision, backend="pil")
+        text_config = self.model.config.get_text_config()
+        self.max_length = min(self.tokenizer.model_max_length, text_config.max_position_embeddings)
+        # SigLIP was trained with full rows and pools at their last token
+        self.padding = "max_length" if "siglip" in self.model.config.model_type else "longest"
+        self._largest_batch: int | None = None
+
+    def preparer(self, image_folder: str | None = None) -> PairPreparer:
+        """What makes records ready for `score_batch`."""
+        return PairPreparer(self.image_processor, self.tokenizer, self.max_length, self.padding, image_folder)
 
     @torch.inference_mode()
+    def score_batch(self, batch: dict[str, Any]) -> torch.Tensor:
+        """
+        Cosine similarities, float32 of shape (scored pairs,) on the device, of what a `PairPreparer` returned. A batch
+        that does not fit into the GPU's memory is halved until it does.
+        """
+        if not batch["image_inputs"]:
+            return torch.empty(0, device=self.device)
+        inputs = [
+            {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch[part].items()}
+            for part in ("image_inputs", "text_inputs")
+        ]
+        pairs = len(next(iter(inputs[1].values())))
+        size, scores, start = min(self._largest_batch or pairs, pairs), [], 0
+        while start < pairs:
+            try:
+                scores.append(self._embed(*({k: v[start : start + size] for k, v in part.items()} for part in inputs)))
+                start += size
+            except torch.OutOfMemoryError:
+                if size == 1:
+                    raise
+                size = self._largest_batch = size // 2
+        return torch.cat(scores)
+
+    def _embed(self, image_inputs: dict[str, torch.Tensor], text_inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        pixel_values = self._normalize(image_inputs["pixel_values"])
+        image_embeddings = self.model.get_image_features(**(image_inputs | {"pixel_values": pixel_values}))
+        text_embeddings = self.model.get_text_features(**text_inputs)
+        return torch.cosine_similarity(image_embeddings.pooler_output.float(), text_embeddings.pooler_output.float())
+
+    def _normalize(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """What the image processor would have done after resizing: (batch, 3, height, width), or patches x colours."""
+        processor = self.image_processor
+        pixel_values = pixel_values.float()
+        if processor.do_rescale:
+            pixel_values *= processor.rescale_factor
+        if processor.do_normalize:
+            mean, std = torch.tensor([processor.image_mean, processor.image_std], device=self.device).unbind()
+            if pixel_values.dim() == 4:
+                pixel_values.sub_(mean[:, None, None]).div_(std[:, None, None])
+            else:
+                pixel_values.unflatten(-1, (-1, len(mean))).sub_(mean).div_(std)
+        return pixel_values.to(self.model.dtype)
+
+    def prepare(
+        self, batches: Iterable[list[Any]], image_folder: str | None = None, num_workers: int = 0
+    ) -> Iterator[dict[str, Any]]:
+        """Prepared batches of records, in their order, made ahead by worker processes."""
+        return iter(
+            DataLoader(
+                self.preparer(image_folder),
+                batch_sampler=batches,  # a batch's "indices" are its records: read once, here, for all workers
+                collate_fn=_as_it_is,
+                num_workers=num_workers,
+                prefetch_factor=2 if num_workers else None,
+                pin_memory=self.device.type == "cuda",
+                worker_init_fn=_prepare_worker,
+            )
+        )
+
     def score(
-        self, images: Sequence[Image.Image | str], texts: Sequence[str], batch_size: int = 64, progress: bool = False
+        self,
+        images: Sequence[Image.Image | str],
+        texts: Sequence[str],
+        batch_size: int = 64,
+        num_workers: int = 0,
+        progress: bool = False,
     ) -> np.ndarray:
         """
-        Cosine similarities, float64 of shape (pairs,). Texts are padded on the right and cut at the model's length.
+        Cosine similarities, float32 of shape (pairs,), of images (pictures or paths) and texts in memory. Texts are
+        cut at the model's length. For a corpus see `aligngpt.processing.score`.
 
         Raises:
-            ValueError: if there are not as many texts as images.
+            ValueError: if there are not as many texts as images, or one cannot be used; the message names it.
         """
         if len(images) != len(texts):
             raise ValueError(f"There are {len(images)} images and {len(texts)} texts; a pair is one of each.")
+        records = [
+            {"image": os.path.abspath(image) if isinstance(image, str) else image, "caption": text}
+            for image, text in zip(images, texts, strict=True)
+        ]
+        starts = range(0, len(records), batch_size)
+        batches = self.prepare((records[start : start + batch_size] for start in starts), os.sep, num_workers)
         scores = []
-        for start in tqdm(range(0, len(images), batch_size), desc="Scoring", disable=not progress, unit="batch"):
-            inputs = self.processor(
-                images=self.processor.image_processor.fetch_images(list(images[start : start + batch_size])),
-                text=list(texts[start : start + batch_size]),
-                padding=True,
-                # CLIP pools at the end token: left padding would move the similarities
-                padding_side="right",
-                truncation=True,
-                max_length=self.model.config.get_text_config().max_position_embeddings,
-                return_tensors="pt",
-            ).to(self.device)
-            pixel_values = inputs.pop("pixel_values")
-            image_embeddings = self.model.get_image_features(pixel_values=pixel_values).pooler_output
-            text_embeddings = self.model.get_text_features(**inputs).pooler_output
-            scores.append(torch.cosine_similarity(image_embeddings, text_embeddings).double().cpu())
-        return torch.cat(scores).numpy() if scores else np.empty(0)
+        for batch in tqdm(batches, desc="Scoring", disable=not progress, unit="batch", total=len(starts)):
+            for index, pair in enumerate(batch["pairs"], start=len(scores) * batch_size):
+                if not is_scored(pair):
+                    raise ValueError(f"Pair {index}: {pair.get('fault', 'there is no image')}")
+            scores.append(self.score_batch(batch).cpu())
+        return torch.cat(scores).numpy() if scores else np.empty(0, dtype=np.float32)
+
+
+def _as_it_is(batch: dict[str, Any]) -> dict[str, Any]:
+    return batch
+
+
+def _prepare_worker(_: int) -> None:
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a worker is one thread

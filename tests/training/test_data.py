@@ -58,7 +58,7 @@ def test_the_three_kinds_of_records_become_messages(dataset, tmp_path):
 def test_a_record_without_text_is_named(tmp_path):
     path = tmp_path / "data.jsonl"
     path.write_text('{"id": "x7", "image": "a.png"}\n')
-    with pytest.raises(Exception, match="Record x7 has none of messages, conversations and caption"):
+    with pytest.raises(Exception, match="Record x7: There is none of messages, conversations, caption, text"):
         load_training_data(str(path))
 
 

@@ -1,0 +1,29 @@
+"""The command `aligngpt`: each sub-command is the `main` of one module."""
+
+import importlib
+import logging
+import sys
+
+
+COMMANDS = {
+    "score": ("aligngpt.processing.score", "score how well each caption of a corpus describes its image"),
+    "levels": ("aligngpt.processing.levels", "cut the scores into alignment levels: data for stage 1"),
+}
+
+
+def main() -> None:
+    """Runs the sub-command that the first argument names."""
+    name, *arguments = sys.argv[1:] or ["--help"]
+    if name not in COMMANDS:
+        lines = [f"  {command:<8}{text}" for command, (_, text) in COMMANDS.items()]
+        usage = "\n".join(["usage: aligngpt COMMAND ...   (aligngpt COMMAND --help for its arguments)", "", *lines])
+        if name in ("-h", "--help"):
+            sys.stdout.write(usage + "\n")
+            return
+        sys.exit(f"aligngpt: there is no command {name!r}\n{usage}")
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    importlib.import_module(COMMANDS[name][0]).main(arguments)
+
+
+if __name__ == "__main__":
+    main()

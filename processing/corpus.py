@@ -1,0 +1,230 @@
+"""
+Corpora of image-text pairs as shards whose rows are read one after the other: LLaVA's JSON or JSON Lines, webdataset
+tars, and whatever datasets loads.
+"""
+
+import os
+import posixpath
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from glob import glob
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import datasets
+import fsspec
+import pyarrow
+import pyarrow.parquet
+
+from .corpus_files import Row, count_tar, read_json, read_tar
+from .records import PairFault
+
+
+FORMATS = {"json": "json", "jsonl": "json", "ndjson": "json", "tar": "tar"}
+FORMATS |= {name: name for name in ("parquet", "csv", "arrow")}
+FILE_READERS = {"json": read_json, "tar": read_tar}
+
+
+@dataclass(frozen=True)
+class Shard:
+    """
+    A part of a corpus with rows in an order that does not change.
+
+    Args:
+        name (`str`): unique in the corpus; with a row's number it is the key of a pair, for ids need not be unique.
+        read (`Callable[[int], Iterator[Row]]`): the rows from one on; a row that cannot be read is a `PairFault`.
+        embedded_images (`bool`): whether images are bytes in the rows; else they are paths.
+        fingerprint (`str`): changes if the shard does: a local file's size and time, or the dataset's own.
+        count_rows (`Callable[[], int | None]`): how many rows there are, if that is quickly told.
+    """
+
+    name: str
+    read: Callable[[int], Iterator[Row]]
+    embedded_images: bool
+    fingerprint: str = ""
+    count_rows: Callable[[], int | None] = lambda: None
+
+
+def open_corpus(
+    data: str | datasets.Dataset | datasets.IterableDataset,
+    split: str = "train",
+    config_name: str | None = None,
+    revision: str | None = None,
+    streaming: bool = False,
+    image_column: str | None = None,
+    text_column: str | None = None,
+) -> list[Shard]:
+    """
+    The shards of a corpus, one a file where it has files.
+
+    Args:
+        data (`str`, `Dataset` or `IterableDataset`): a file or glob (JSON, JSON Lines, tar, parquet, CSV, Arrow; plain
+            or at a URL that fsspec opens), a local folder or Hub id that `datasets.load_dataset` takes, a folder
+            written by `save_to_disk`, or a dataset.
+        split, config_name, revision (`str`, *optional*): as in `datasets.load_dataset`.
+        streaming (`bool`): read remote files as they come, instead of downloading them into the cache first.
+        image_column, text_column (`str`, *optional*): what is called otherwise than `aligngpt.processing.records`
+            expects.
+
+    Raises:
+        FileNotFoundError: if nothing matches.
+        ValueError: if a file's format is unknown, or the split does not exist.
+    """
+    if isinstance(data, datasets.Dataset):
+        shards = [_dataset_shard(data, "dataset", getattr(data, "_fingerprint", ""), lambda: len(data))]
+    elif isinstance(data, datasets.IterableDataset):
+        count = data.num_shards
+        shards = [_dataset_shard(data.shard(count, index), f"dataset-{index:05d}") for index in range(count)]
+    elif any((Path(data) / name).is_file() for name in ("state.json", "dataset_dict.json")):
+        dataset = datasets.load_from_disk(data)
+        dataset = dataset[split] if isinstance(dataset, datasets.DatasetDict) else dataset
+        shards = [_dataset_shard(dataset, "dataset", dataset._fingerprint, lambda: len(dataset))]
+    elif (files := _find_files(data)) is not None:
+        shards = _file_shards(files, streaming)
+    else:
+        shards = _open_with_datasets(data, split, config_name, revision, streaming)
+    if not shards:
+        raise FileNotFoundError(f"There is no file, folder or dataset {data!r}.")
+    names = {"image": image_column, "caption": text_column}
+    names = {name: column for name, column in names.items() if column is not None}
+    return [_rename_columns(shard, names) for shard in shards] if names else shards
+
+
+def _find_files(data: str) -> list[str] | None:
+    """The files that a path, glob or URL means; None for a folder or a Hub id, which datasets knows to read."""
+    if "://" in data or os.path.isfile(data):
+        return [data]
+    if any(character in data for character in "*?["):
+        return sorted(glob(data, recursive=True))
+    means_a_file = os.path.isabs(data) or _extension(data) in FORMATS
+    return [] if means_a_file and not os.path.isdir(data) else None
+
+
+def _open_with_datasets(
+    data: str, split: str, config_name: str | None, revision: str | None, streaming: bool
+) -> list[Shard]:
+    builder = datasets.load_dataset_builder(data, config_name, revision=revision)
+    if split not in (known := builder.config.data_files or {}):
+        raise ValueError(f"{data} has no split {split!r}; there are {sorted(map(str, known))}.")
+    files = [str(file) for file in known[split]]
+    if all(_extension(file) in FORMATS for file in files):
+        return _file_shards(files, streaming)
+    # An image folder or the like, where files are not shards
+    options = {"decode_num_threads": 0} if hasattr(builder.config, "decode_num_threads") else {}
+    dataset = datasets.load_dataset(data, config_name, split=split, revision=revision, streaming=True, **options)
+    return [_dataset_shard(dataset, "dataset", builder.hash or "", paths_by_datasets=True)]
+
+
+def _rename_columns(shard: Shard, names: dict[str, str]) -> Shard:
+    hidden = {"image": ("image", "images"), "caption": ("messages", "conversations", "caption", "text")}
+    hidden = {column for name in names for column in hidden[name]}
+
+    def read(start: int) -> Iterator[Row]:
+        for row in shard.read(start):
+            if isinstance(row, PairFault):
+                yield row
+            else:
+                kept = {key: value for key, value in row.items() if key not in hidden}
+                yield kept | {name: row.get(column) for name, column in names.items()}
+
+    return replace(shard, read=read)
+
+
+def _extension(name: str) -> str:
+    name = name.lower().rsplit("/", 1)[-1]
+    for compression in (".gz", ".zst", ".bz2", ".xz"):
+        name = name.removesuffix(compression)
+    return "tar" if name.endswith(".tgz") else name.rpartition(".")[2] * ("." in name)
+
+
+def _file_shards(files: list[str], streaming: bool) -> list[Shard]:
+    stem = posixpath.dirname(os.path.commonprefix([*files, *files[:1]]))
+    unknown = [file for file in files if _extension(file) not in FORMATS]
+    if unknown:
+        raise ValueError(f"The format of {unknown[0]} is unknown; known are {sorted(FORMATS)}.")
+    tables = [file for file in files if FORMATS[_extension(file)] not in ("json", "tar")]
+    # One look for all of them: a corpus may have thousands
+    embedded = bool(tables) and with_encoded_images(_load_table(tables[0]))[1]
+    return [_file_shard(file, file[len(stem) :].lstrip("/"), streaming, file in tables and embedded) for file in files]
+
+
+def _file_shard(file: str, name: str, streaming: bool, embedded: bool) -> Shard:
+    file_format, is_local = FORMATS[_extension(file)], os.path.isfile(file)
+
+    def read(start: int) -> Iterator[Row]:
+        # Now, not on opening: no process waits for the files of another
+        path = file if streaming else datasets.DownloadManager().download(file)
+        if file_format in FILE_READERS:
+            yield from islice(FILE_READERS[file_format](path), start, None)
+        else:
+            yield from _read_dataset(with_encoded_images(_load_table(path, file_format))[0], name, start)
+
+    def count_rows() -> int | None:
+        if is_local and file_format == "tar":
+            return count_tar(file)
+        if is_local and file_format == "json":
+            return sum(1 for _ in read_json(file))
+        return pyarrow.parquet.read_metadata(file).num_rows if is_local and file_format == "parquet" else None
+
+    # By size, not by time: a copy on another machine is the same corpus
+    fingerprint = str(os.path.getsize(file)) if is_local else file
+    return Shard(name, read, file_format == "tar" or embedded, fingerprint, count_rows)
+
+
+def _load_table(file: str, file_format: str | None = None) -> datasets.IterableDataset:
+    file_format = file_format or FORMATS[_extension(file)]
+    return datasets.load_dataset(file_format, data_files=[file], split="train", streaming=True)
+
+
+def _dataset_shard(
+    dataset: datasets.Dataset | datasets.IterableDataset,
+    name: str,
+    fingerprint: str = "",
+    count_rows: Callable[[], int | None] = lambda: None,
+    paths_by_datasets: bool = False,
+) -> Shard:
+    dataset, embedded = with_encoded_images(dataset)
+
+    def read(start: int) -> Iterator[Row]:
+        for row in _read_dataset(dataset, name, start):
+            yield {key: _with_bytes(row[key]) for key in row} if paths_by_datasets and isinstance(row, dict) else row
+
+    return Shard(name, read, embedded, fingerprint, count_rows)
+
+
+def _read_dataset(dataset: datasets.Dataset | datasets.IterableDataset, name: str, start: int) -> Iterator[Row]:
+    try:
+        yield from dataset.skip(start)
+    except pyarrow.ArrowInvalid as error:
+        yield PairFault("broken_shard", f"The rest of {name} cannot be read: {error}")
+
+
+def with_encoded_images(dataset: Any) -> tuple[Any, bool]:
+    """The dataset with its images left encoded, to be decoded once, where faults are caught; and if there are any."""
+    embedded = False
+    for column, feature in (dataset.features or dataset._resolve_features().features).items():
+        if (undecoded := _undecoded(feature)) is not feature:
+            dataset, embedded = dataset.cast_column(column, undecoded), True
+        is_value = isinstance(feature, datasets.Value)
+        embedded |= column in ("image", "images") and isinstance(feature, dict)  # bytes and path, by another library
+        embedded |= is_value and feature.dtype in ("binary", "large_binary")
+    return dataset, embedded
+
+
+def _undecoded(feature: Any) -> Any:
+    if isinstance(feature, datasets.Image):
+        return datasets.Image(decode=False)
+    if isinstance(feature, datasets.List) and (inner := _undecoded(feature.feature)) is not feature.feature:
+        return datasets.List(inner)
+    return feature
+
+
+def _with_bytes(value: Any) -> Any:
+    """An image folder's images are paths that datasets found, not words of the corpus: they are read here."""
+    if isinstance(value, list):
+        return [_with_bytes(item) for item in value]
+    if isinstance(value, dict) and value.keys() == {"bytes", "path"} and value["bytes"] is None and value["path"]:
+        with fsspec.open(value["path"], "rb") as stream:
+            return {"bytes": stream.read(), "path": posixpath.basename(value["path"])}
+    return value

@@ -1,0 +1,103 @@
+"""
+Rows of JSON, JSON Lines and webdataset tars, one after the other. They are read here, not by datasets, because a
+corpus of millions has rows that no schema fits, and these must be reported, not end the run.
+"""
+
+import json
+import posixpath
+import tarfile
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import fsspec
+import ijson
+
+from .records import PairFault
+
+
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
+CAPTION_EXTENSIONS = ("txt", "caption", "text")
+
+Row = dict[str, Any] | PairFault
+
+
+def read_json(file: str) -> Iterator[Row]:
+    """Rows of a JSON array or of JSON Lines; which of the two it is shows in the first character."""
+    with fsspec.open(file, "rb", compression="infer") as stream:
+        first = stream.read(1)
+        while first.isspace():
+            first = stream.read(1)
+    row = 0
+    try:
+        with fsspec.open(file, "rb", compression="infer") as stream:
+            if first == b"[":
+                for row, record in enumerate(ijson.items(stream, "item", use_float=True), start=1):  # noqa: B007
+                    yield _check_record(record)
+                return
+            for line in stream:
+                if line.strip():
+                    row += 1
+                    try:
+                        yield _check_record(json.loads(line))
+                    except ValueError as error:
+                        yield PairFault("malformed_record", f"The line is no JSON: {error}")
+    except (ijson.JSONError, EOFError, zlib.error) as error:
+        yield PairFault("broken_shard", f"Nothing after the first {row} rows of {file} can be read: {error}")
+
+
+def _check_record(record: Any) -> Row:
+    return record if isinstance(record, dict) else PairFault("malformed_record", f"The row is {record!r}, no object.")
+
+
+def read_tar(file: str) -> Iterator[Row]:
+    """Rows of a webdataset tar: neighbouring files with one name up to its first dot are one sample."""
+    sample, files = None, {}
+    try:
+        with fsspec.open(file, "rb") as stream, tarfile.open(fileobj=stream, mode="r|*") as archive:
+            for member in archive:
+                if (name := _sample_of(member)) is None:
+                    continue
+                if name[0] != sample and files:
+                    yield _sample_record(sample, files)
+                    files = {}
+                sample = name[0]
+                files[name[1]] = archive.extractfile(member).read()
+        if files:
+            yield _sample_record(sample, files)
+    except (tarfile.ReadError, EOFError, zlib.error) as error:
+        # The sample at hand is cut off with the rest
+        yield PairFault("broken_shard", f"Nothing from sample {sample} of {file} on can be read: {error}")
+
+
+def _sample_of(member: tarfile.TarInfo) -> tuple[str, str] | None:
+    """A member's sample and extension; None for folders and for what a file system left behind (`._x`)."""
+    folder, base = posixpath.split(member.name)
+    stem, dot, extension = base.partition(".")
+    return (posixpath.join(folder, stem), extension.lower()) if member.isfile() and stem and dot else None
+
+
+def _sample_record(sample: str, files: dict[str, bytes]) -> Row:
+    record = {"id": sample}
+    try:
+        if "json" in files:
+            record |= json.loads(files["json"])
+        record |= {"caption": files[name].decode() for name in CAPTION_EXTENSIONS if name in files}
+    except (ValueError, TypeError) as error:
+        return PairFault("malformed_record", f"Sample {sample}: {error}")
+    images = [
+        {"bytes": content, "path": f"{sample}.{name}"}
+        for name, content in files.items()
+        if name.rsplit(".", 1)[-1] in IMAGE_EXTENSIONS
+    ]
+    # A path in the JSON says where the image once was
+    return {key: value for key, value in record.items() if key not in ("image", "images")} | {"images": images}
+
+
+def count_tar(file: str) -> int | None:
+    try:
+        with tarfile.open(file) as archive:
+            names = [name[0] for member in archive if (name := _sample_of(member)) is not None]
+    except (tarfile.ReadError, EOFError, zlib.error):
+        return None
+    return sum(1 for index, name in enumerate(names) if index == 0 or names[index - 1] != name)

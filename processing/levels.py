@@ -1,0 +1,244 @@
+"""
+Cuts the scores of a corpus into alignment levels: the data of stage 1, how it was cut, and two pictures to look at.
+
+    aligngpt levels --scores scores --output_dir levels
+    aligngpt levels --scores scores --output_dir levels_4 --num_levels 4 --rule equal-width
+    aligngpt levels --scores new_scores --output_dir new_levels --apply levels/alignment_levels.json
+
+The output folder holds parquet files that `aligngpt.training.pretrain` takes as `--train_file` (or one JSON of LLaVA's
+form with `--to llava-json`), `alignment_levels.json`, `levels.png` and `samples.png`. It is there whole or not at all.
+Instead of scores, a LLaVA JSON whose records have the authors' key `similarity` is taken, as levels.
+"""
+
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.table import Table
+from tqdm.auto import tqdm
+from transformers import HfArgumentParser
+
+from .alignment_levels import LevelCuts, ScoreHistogram
+from .corpus import open_corpus
+from .level_outputs import LevelSummary, write_llava_json, write_parquet
+from .level_pictures import draw_levels, draw_samples
+from .records import PairFault, get_caption, get_images, get_messages
+from .score_folder import ScoreFolder
+from .score_parts import output_features
+
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class LevelArguments:
+    """What to cut, and how."""
+
+    scores: str = field(
+        metadata={"help": "Folder that `aligngpt score` wrote, or LLaVA JSON that has levels as `similarity`."}
+    )
+    output_dir: str = field(metadata={"help": "Where the data with levels goes; must not be there yet."})
+    num_levels: int = field(default=8, metadata={"help": "N."})
+    rule: Literal["equal-frequency", "equal-width"] = field(
+        default="equal-frequency", metadata={"help": "Levels of equal size (the paper's ranks), or of equal width."}
+    )
+    apply: str | None = field(
+        default=None, metadata={"help": "An alignment_levels.json: its cut points, instead of new ones."}
+    )
+    random: int | None = field(
+        default=None, metadata={"help": "Seed of random levels, whatever the scores are: the ablation."}
+    )
+    min_level: int = field(
+        default=0, metadata={"help": "Leave out pairs of lower levels; text-only rows have none and stay."}
+    )
+    to: Literal["parquet", "llava-json"] = field(default="parquet", metadata={"help": "Form of the output."})
+    image_folder: str | None = field(
+        default=None,
+        metadata={"help": "Folder of the images, for the sheet of samples; the one they were scored from."},
+    )
+    samples_per_level: int = field(default=6, metadata={"help": "Pairs of each level in the sheet of samples."})
+
+
+def cut_corpus(args: LevelArguments) -> tuple[LevelCuts, LevelSummary]:
+    """
+    Writes the data with levels; returns how they were cut, and what is in each.
+
+    Raises:
+        ValueError: if scores are missing, cannot be cut so, or come from another scorer than the cut points; if a
+            given level is out of range; or if two of `apply`, `random` and given levels are asked for at once.
+        FileExistsError: if the output folder is there and not empty.
+    """
+    source = _Source(args.scores)
+    output = Path(args.output_dir)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise FileExistsError(f"{output} is there already: name another output folder, or remove it first.")
+    if args.apply is not None and args.random is not None:
+        raise ValueError("Levels are random or cut at known points: give --apply or --random, not both.")
+
+    histogram = ScoreHistogram()
+    given = 0
+    for table in source.tables(["alignment_score", "alignment_level"]):
+        histogram.add(_valid(table, "alignment_score"))
+        given += table.num_rows - table["alignment_level"].null_count
+    cuts = _choose_cuts(args, source, histogram, given)
+
+    summary = LevelSummary(cuts.num_levels, args.samples_per_level)
+    unfinished = output.with_name(f".{output.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    assign = cuts.apply
+    if cuts.rule == "equal-frequency" and args.apply is None:
+        assign = histogram.rank_levels(cuts.num_levels)
+    tables = _with_levels(source, cuts, assign)
+    tables = (_at_least(table, args.min_level) for table in summary.watch(tables))
+    (write_llava_json if args.to == "llava-json" else write_parquet)(tables, unfinished)
+    cuts.save(unfinished / "alignment_levels.json")
+    draw_levels(unfinished / "levels.png", histogram, cuts, summary)
+    draw_samples(unfinished / "samples.png", summary, args.image_folder or source.image_folder)
+    if output.exists():
+        output.rmdir()
+    os.replace(unfinished, output)
+    return cuts, summary
+
+
+class _Source:
+    """Rows with scores or levels, in an order that does not change, as tables of some thousand rows."""
+
+    def __init__(self, path: str):
+        self.folder = ScoreFolder(path) if (Path(path) / "run.json").is_file() else None
+        self.scorer = self.scorer_revision = self.image_folder = None
+        if self.folder is None:
+            self.shards = open_corpus(path)
+            self.features = output_features(any(shard.embedded_images for shard in self.shards))
+            return
+        if (parts := self.folder.all_parts()) is None:
+            raise ValueError(f"{path} is not complete: run `aligngpt score` again until it prints its report.")
+        self.files = [self.folder.part_file(*part) for part in parts]
+        run = self.folder.run
+        self.scorer, self.scorer_revision = run["scorer"], run["scorer_revision"]
+        self.image_folder = run["beside"]["image_folder"]
+
+    def tables(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
+        """All rows; the columns of a score folder's parts and `alignment_level`, null where none is given."""
+        if self.folder is None:
+            yield from self._read_records()
+            return
+        for file in tqdm(self.files, desc="Reading scores", unit="part", leave=False):
+            with pq.ParquetFile(file) as parquet:
+                there = [name for name in parquet.schema_arrow.names if columns is None or name in columns]
+                table = parquet.read(there)
+            yield table.append_column("alignment_level", pa.nulls(table.num_rows, pa.int64()))
+
+    def _read_records(self, rows_per_table: int = 4096) -> Iterator[pa.Table]:
+        schema = self.features.arrow_schema.append(pa.field("alignment_level", pa.int64()))
+        rows: list[dict[str, Any]] = []
+        for shard in self.shards:
+            for row, record in enumerate(shard.read(0)):
+                rows.append(_row_of(record, shard.name, row))
+                if len(rows) == rows_per_table:
+                    yield pa.Table.from_pylist(rows, schema)
+                    rows = []
+        if rows:
+            yield pa.Table.from_pylist(rows, schema)
+
+
+def _row_of(record: Any, shard: str, row: int) -> dict[str, Any]:
+    try:
+        if isinstance(record, PairFault):
+            raise record
+        level = record.get("alignment_level", record.get("similarity"))
+        if level is not None and not isinstance(level, int):
+            raise PairFault(
+                "malformed_record", f"The level is {level!r}, not an integer; a score has to be cut first."
+            )
+        images = get_images(record)
+        return {
+            "shard": shard,
+            "row": row,
+            "id": str(record["id"]) if record.get("id") is not None else f"{shard}:{row}",
+            "image": images[0] if images else None,
+            "caption": get_caption(record),
+            "messages": get_messages(record),
+            "alignment_score": record.get("alignment_score"),
+            "alignment_level": level,
+        }
+    except PairFault as fault:
+        raise ValueError(f"Row {row} of {shard}: {fault}") from fault
+
+
+def _choose_cuts(args: LevelArguments, source: _Source, histogram: ScoreHistogram, given: int) -> LevelCuts:
+    scorer = {"scorer": source.scorer, "scorer_revision": source.scorer_revision}
+    if args.apply is not None:
+        old = LevelCuts.load(args.apply)
+        if source.scorer is not None and (old.scorer, old.scorer_revision) != (source.scorer, source.scorer_revision):
+            raise ValueError(
+                f"The cut points are of scores by {old.scorer} ({old.scorer_revision}), these scores by "
+                f"{source.scorer} ({source.scorer_revision}): they do not compare."
+            )
+        return LevelCuts(old.rule, old.num_levels, old.cut_points, len(histogram), **scorer)
+    if args.random is not None:
+        return LevelCuts("random", args.num_levels, [], len(histogram) or given, seed=args.random)
+    if len(histogram) == 0 and given:
+        return LevelCuts("given", args.num_levels, [], given)
+    return LevelCuts(args.rule, args.num_levels, histogram.cut(args.num_levels, args.rule), len(histogram), **scorer)
+
+
+def _valid(table: pa.Table, column: str) -> np.ndarray:
+    return table[column].drop_null().to_numpy()
+
+
+def _with_levels(source: _Source, cuts: LevelCuts, assign: Callable[[np.ndarray], np.ndarray]) -> Iterator[pa.Table]:
+    """The source's rows with their levels; a text-only row has none."""
+    generator = np.random.default_rng(cuts.seed)
+    for table in source.tables():
+        has_level = ~np.asarray(table["image"].is_null())
+        if cuts.rule == "given":
+            new = _valid(table, "alignment_level")
+            if len(wrong := np.flatnonzero((new < 0) | (new >= cuts.num_levels))):
+                name = table["id"].filter(pa.array(has_level))[int(wrong[0])]
+                raise ValueError(f"The level of {name} is {new[wrong[0]]}; the levels are 0..{cuts.num_levels - 1}.")
+        elif cuts.rule == "random":
+            # One number a pair in their order: other parts give the same levels
+            new = (generator.random(int(has_level.sum())) * cuts.num_levels).astype(np.int64)
+        else:
+            new = assign(_valid(table, "alignment_score"))
+        if len(new) != has_level.sum():
+            without = "level" if cuts.rule == "given" else "score"
+            raise ValueError(
+                f"Some rows with an image have no {without}, between {table['id'][0]} and {table['id'][-1]}."
+            )
+        column = np.full(table.num_rows, -1, dtype=np.int64)
+        column[has_level] = new
+        position = table.schema.get_field_index("alignment_level")
+        yield table.set_column(position, "alignment_level", pa.array(column, mask=~has_level))
+
+
+def _at_least(table: pa.Table, min_level: int) -> pa.Table:
+    levels = table["alignment_level"]
+    return table.filter(pc.or_(pc.is_null(levels), pc.greater_equal(pc.fill_null(levels, -1), min_level)))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command `aligngpt levels`."""
+    parser = HfArgumentParser(LevelArguments, prog="aligngpt levels", description=__doc__)
+    (args,) = parser.parse_args_into_dataclasses(arguments)
+    cuts, summary = cut_corpus(args)
+    table = Table("level", "pairs", "lowest", "mean", "highest score", title=f"{cuts.count} pairs, {cuts.rule}")
+    for level, (count, lowest, mean, highest) in enumerate(summary.rows()):
+        scores = (f"{value:.4f}" if np.isfinite(value) else "" for value in (lowest, mean, highest))
+        table.add_row(str(level), str(count), *scores)
+    Console().print(table)
+    logger.info("Written to %s; look at levels.png and samples.png there.", args.output_dir)
+
+
+if __name__ == "__main__":
+    main()

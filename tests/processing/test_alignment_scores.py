@@ -1,0 +1,99 @@
+"""Scores against transformers' own processors and embeddings, one pair at a time."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+
+from aligngpt.processing import AlignmentScorer
+
+
+CAPTIONS = ["two birds on a wire", "a red circle", "the quick brown fox jumps over the lazy dog on a blue field"] * 2
+
+
+def slow_scores(folder, images, captions, **padding):
+    """Each pair through transformers' image processor, tokenizer and model by itself."""
+    model = AutoModel.from_pretrained(folder).eval()
+    image_processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
+    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="right")
+    scores = []
+    for image, caption in zip(images, captions, strict=True):
+        pixels = image_processor(image, return_tensors="pt")
+        tokens = tokenizer(caption, truncation=True, return_tensors="pt", **padding)
+        with torch.no_grad():
+            image_embedding = model.get_image_features(**pixels).pooler_output[0].double().numpy()
+            text_embedding = model.get_text_features(**tokens).pooler_output[0].double().numpy()
+        lengths = np.linalg.norm(image_embedding) * np.linalg.norm(text_embedding)
+        scores.append(image_embedding @ text_embedding / lengths)
+    return scores
+
+
+@pytest.fixture(scope="module")
+def images(make_image):
+    return [
+        make_image(seed, size) for seed, size in enumerate([(60, 40), (24, 24), (31, 90), (50, 49), (7, 5), (3, 64)])
+    ]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("kind", ["clip", "siglip", "siglip2"])
+def test_scores_are_those_of_one_pair_at_a_time(kind, num_workers, images, request):
+    folder = request.getfixturevalue(f"{kind}_scorer")
+    padding = {} if kind == "clip" else {"padding": "max_length"}
+    expected = slow_scores(folder, images, CAPTIONS, **padding)
+    scores = AlignmentScorer(str(folder)).score(images, CAPTIONS, batch_size=4, num_workers=num_workers)
+    assert np.std(expected) > 1e-3
+    np.testing.assert_allclose(scores, expected, atol=1e-5)
+
+
+def test_paths_and_pictures_score_alike(clip_scorer, images, tmp_path, monkeypatch):
+    for index, image in enumerate(images):
+        image.save(tmp_path / f"{index}.png")
+    scorer = AlignmentScorer(str(clip_scorer))
+    monkeypatch.chdir(tmp_path)
+    paths = [str(tmp_path / "0.png"), *(f"{index}.png" for index in range(1, len(images)))]
+    np.testing.assert_array_equal(scorer.score(paths, CAPTIONS), scorer.score(images, CAPTIONS))
+
+
+def test_a_batch_that_does_not_fit_is_halved(clip_scorer, images, monkeypatch):
+    scorer = AlignmentScorer(str(clip_scorer))
+    expected = scorer.score(images, CAPTIONS)
+    seen, embed = [], scorer._embed
+
+    def embed_with_little_memory(image_inputs, text_inputs):
+        seen.append(len(image_inputs["pixel_values"]))
+        if seen[-1] > 2:
+            raise torch.OutOfMemoryError
+        return embed(image_inputs, text_inputs)
+
+    monkeypatch.setattr(scorer, "_embed", embed_with_little_memory)
+    np.testing.assert_allclose(scorer.score(images, CAPTIONS), expected, atol=1e-6)
+    assert seen == [6, 3, 1, 1, 1, 1, 1, 1]
+
+
+def test_half_precision_is_close(clip_scorer, images):
+    exact = AlignmentScorer(str(clip_scorer)).score(images, CAPTIONS)
+    scorer = AlignmentScorer(str(clip_scorer), dtype="bfloat16")
+    assert scorer.model.dtype == torch.bfloat16
+    np.testing.assert_allclose(scorer.score(images, CAPTIONS), exact, atol=0.05)
+
+
+def test_a_model_without_both_embeddings_is_refused(text_folder):
+    with pytest.raises(TypeError, match="is no dual encoder"):
+        AlignmentScorer(str(text_folder))
+
+
+@pytest.mark.parametrize(
+    ("images", "captions", "message"),
+    [
+        ([Image.new("RGB", (8, 8))], [], "1 images and 0 texts"),
+        ([Image.new("RGB", (8, 8)), "no.png"], ["a", "b"], "Pair 1: There is no image"),
+        ([Image.new("RGB", (8, 8)), None], ["a", "b"], "Pair 1: there is no image"),
+        ([Image.new("RGB", (8, 8))], [" "], "Pair 0: The caption is empty"),
+        ([Image.new("RGB", (1, 200_000))], ["a"], "would be enormous"),
+    ],
+)
+def test_pairs_that_cannot_be_scored_are_named(images, captions, message, clip_scorer):
+    with pytest.raises(ValueError, match=message):
+        AlignmentScorer(str(clip_scorer)).score(images, captions)
