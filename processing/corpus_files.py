@@ -85,11 +85,10 @@ def _sample_record(sample: str, files: dict[str, bytes]) -> Row:
         record |= {"caption": files[name].decode() for name in CAPTION_EXTENSIONS if name in files}
     except (ValueError, TypeError) as error:
         return PairFault("malformed_record", f"Sample {sample}: {error}")
-    images = [
-        {"bytes": content, "path": f"{sample}.{name}"}
-        for name, content in files.items()
-        if name.rsplit(".", 1)[-1] in IMAGE_EXTENSIONS
-    ]
+    names = [name for name in files if name.rsplit(".", 1)[-1] in IMAGE_EXTENSIONS]
+    # `x.seg.png` beside `x.jpg` is a mask or the like
+    names = [name for name in names if name in IMAGE_EXTENSIONS] or names
+    images = [{"bytes": files[name], "path": f"{sample}.{name}"} for name in names]
     # A path in the JSON says where the image once was
     return {key: value for key, value in record.items() if key not in ("image", "images")} | {"images": images}
 

@@ -41,6 +41,8 @@ def open_image(source: Any, image_folder: str | None = None) -> tuple[Image.Imag
     else:
         raise PairFault("missing", f"An image is a path, bytes or a picture, not {type(source).__name__}.")
 
+    if 0 in image.size:
+        raise PairFault("zero_sized", f"The picture is {image.size[0]} x {image.size[1]} pixels.")
     converted = []
     if getattr(image, "is_animated", False) and image.format != "MPO":  # MPO: a photograph with a preview
         converted.append("animated")
@@ -83,8 +85,6 @@ def _decode(data: bytes) -> Image.Image:
             width, height = image.size
             if Image.MAX_IMAGE_PIXELS is not None and width * height > Image.MAX_IMAGE_PIXELS:
                 raise PairFault("decompression_bomb", f"The image has {width} x {height} pixels.")
-            if width * height == 0:
-                raise PairFault("zero_sized", f"The image has {width} x {height} pixels.")
             image.load()
             return image
     except PairFault:

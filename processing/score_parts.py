@@ -51,9 +51,13 @@ def read_batches(
 ) -> Iterator[RowBatch]:
     """The batches of a share's missing parts. None crosses a part's border, so a resumed run has the same ones."""
     first, step = share
-    while (index, first) in done:
-        first += step
-    row, records = first * rows_per_part - 1, []
+    part = first
+    while (index, part) in done:
+        part += step
+    # From the last part that is there, never from what may be beyond the end: rows are counted in passing
+    while part > 0 and (index, part) not in done:
+        part -= 1
+    row, records = part * rows_per_part - 1, []
     for row, record in enumerate(shard.read(row + 1), start=row + 1):
         part, position = divmod(row, rows_per_part)
         if (part - first) % step or (index, part) in done:

@@ -1,0 +1,134 @@
+"""Faulty and unusual image files, each a real one: what is opened and how, what is refused as what."""
+
+import io
+import os
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFile
+
+from aligngpt.processing.images import open_image
+from aligngpt.processing.records import PairFault
+
+
+def encode(image: Image.Image, file_format: str, **options) -> bytes:
+    with io.BytesIO() as file:
+        image.save(file, file_format, **options)
+        return file.getvalue()
+
+
+@pytest.fixture
+def picture(make_image):
+    return make_image(0, (40, 30))
+
+
+def exif(orientation: int) -> Image.Exif:
+    tags = Image.Exif()
+    tags[0x0112] = orientation
+    return tags
+
+
+def test_a_plain_file_is_opened_as_it_is(picture):
+    image, converted = open_image(encode(picture, "PNG"))
+    assert converted == [] and image.mode == "RGB"
+    np.testing.assert_array_equal(np.asarray(image), np.asarray(picture))
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        (lambda picture: b"", "zero_sized"),
+        (lambda picture: b"<html>404 Not Found</html>", "corrupt"),
+        (lambda picture: encode(picture, "PNG")[:12] + b"?" * 500, "corrupt"),
+        (lambda picture: encode(picture, "PNG")[:600] + bytes(300) + encode(picture, "PNG")[900:], "corrupt"),
+        (lambda picture: encode(picture, "JPEG")[:-300], "truncated"),
+        (lambda picture: encode(picture, "PNG")[:-500], "truncated"),
+        (lambda picture: encode(Image.new("1", (9500, 9500)), "PNG"), "decompression_bomb"),
+        (lambda picture: encode(Image.new("1", (20_000, 10_000)), "PNG"), "decompression_bomb"),
+    ],
+    ids=["zero-sized", "web page", "broken header", "broken data", "short jpeg", "short png", "bomb", "large bomb"],
+)
+def test_a_broken_file_is_refused_by_its_kind(data, kind, picture):
+    with pytest.raises(PairFault) as refused:
+        open_image(data(picture))
+    assert refused.value.kind == kind
+
+
+def test_a_truncated_file_is_refused_though_a_library_allowed_them(picture, monkeypatch):
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    with pytest.raises(PairFault, match="truncated"):
+        open_image(encode(picture, "JPEG")[:-300])
+
+
+def test_of_an_animation_the_first_frame_is_taken(picture, make_image):
+    frames = [make_image(seed, (40, 30)) for seed in (1, 2)]
+    image, converted = open_image(encode(picture, "WEBP", lossless=True, save_all=True, append_images=frames))
+    assert converted == ["animated"]
+    np.testing.assert_array_equal(np.asarray(image), np.asarray(picture))
+
+
+def test_a_palette_and_cmyk_become_rgb(picture):
+    few = picture.quantize(64)
+    image, converted = open_image(encode(few, "PNG"))
+    assert converted == ["palette"]
+    np.testing.assert_array_equal(np.asarray(image), np.asarray(few.convert("RGB")))
+    cmyk = picture.convert("CMYK")
+    image, converted = open_image(encode(cmyk, "TIFF"))
+    assert converted == ["cmyk"]
+    np.testing.assert_array_equal(np.asarray(image), np.asarray(cmyk.convert("RGB")))
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "TIFF"])
+def test_16_bits_are_scaled_not_clipped(file_format):
+    values = np.arange(0, 65536, 257, dtype=np.uint16).reshape(16, 16)
+    image, converted = open_image(encode(Image.fromarray(values), file_format))
+    assert converted == ["16-bit"]
+    np.testing.assert_array_equal(np.asarray(image)[..., 0], np.arange(256).reshape(16, 16))
+
+
+def test_a_rotated_photograph_is_turned_upright(picture):
+    image, converted = open_image(encode(picture, "PNG", exif=exif(6)))
+    assert converted == ["exif_rotated"]
+    np.testing.assert_array_equal(np.asarray(image), np.rot90(np.asarray(picture), -1))
+    assert open_image(encode(picture, "PNG", exif=exif(1)))[1] == []
+
+
+@pytest.mark.parametrize("path", ["../secret.png", "/etc/passwd", "a/../../secret.png", "images/../../secret.png"])
+def test_a_path_that_leaves_the_image_folder_is_refused(path, picture, tmp_path):
+    (tmp_path / "images").mkdir()
+    picture.save(tmp_path / "secret.png")
+    with pytest.raises(PairFault, match="outside") as refused:
+        open_image(path, str(tmp_path / "images"))
+    assert refused.value.kind == "outside_image_folder"
+
+
+def test_paths_inside_the_image_folder_are_opened(picture, tmp_path, monkeypatch):
+    (tmp_path / "images" / "a").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    picture.save(tmp_path / "images" / "a" / "x.png")
+    picture.save(tmp_path / "elsewhere" / "y.png")
+    os.symlink(tmp_path / "elsewhere", tmp_path / "images" / "linked")  # by the folder's owner
+    monkeypatch.chdir(tmp_path)
+    for path in ("a/x.png", "a/../a/x.png", str(tmp_path / "images" / "a" / "x.png"), "linked/y.png"):
+        assert open_image(path, "images")[0].size == picture.size
+    assert open_image({"bytes": None, "path": "a/x.png"}, "images")[0].size == picture.size
+
+
+@pytest.mark.parametrize("path", ["no.png", "", ".", "http://example.org/a.png", "a\0b.png"])
+def test_a_file_that_is_not_there_is_missing(path, tmp_path):
+    with pytest.raises(PairFault) as refused:
+        open_image(path, str(tmp_path))
+    assert refused.value.kind == "missing"
+
+
+def test_a_path_without_an_image_folder_is_an_error():
+    with pytest.raises(ValueError, match="image folder"):
+        open_image("a.png")
+
+
+def test_a_picture_without_width_or_no_picture_at_all_is_refused():
+    with pytest.raises(PairFault) as refused:
+        open_image(Image.new("RGB", (0, 5)))
+    assert refused.value.kind == "zero_sized"
+    with pytest.raises(PairFault, match="not int"):
+        open_image(7)
