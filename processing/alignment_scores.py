@@ -10,6 +10,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+from transformers.utils import cached_file, extract_commit_hash
 
 from .images import open_image
 from .records import PairFault, get_caption, get_images, get_messages
@@ -130,7 +131,8 @@ class AlignmentScorer:
         if not (hasattr(self.model, "get_image_features") and hasattr(self.model, "get_text_features")):
             raise TypeError(f"{model_name_or_path} is no dual encoder: it has no embeddings of both images and texts.")
         self.model = self.model.to(self.device).eval()
-        self.revision = getattr(self.model.config, "_commit_hash", None) or revision
+        config_file = cached_file(model_name_or_path, "config.json", revision=revision)
+        self.revision = extract_commit_hash(config_file, None)  # of the Hub; None for a folder
         self.tokenizer = AutoTokenizer.from_pretrained(model_name_or_path, revision=revision)
         # Pillow's resizing: torchvision's differs in a pixel here and there, and scores are to be reproducible
         self.image_processor = AutoImageProcessor.from_pretrained(model_name_or_path, revision=revision, backend="pil")

@@ -81,6 +81,8 @@ def cut_corpus(args: LevelArguments) -> tuple[LevelCuts, LevelSummary]:
     output = Path(args.output_dir)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise FileExistsError(f"{output} is there already: name another output folder, or remove it first.")
+    if args.num_levels < 2:
+        raise ValueError(f"There have to be at least two levels, not {args.num_levels}.")
     if args.apply is not None and args.random is not None:
         raise ValueError("Levels are random or cut at known points: give --apply or --random, not both.")
 
@@ -91,22 +93,25 @@ def cut_corpus(args: LevelArguments) -> tuple[LevelCuts, LevelSummary]:
         given += table.num_rows - table["alignment_level"].null_count
     cuts = _choose_cuts(args, source, histogram, given)
 
+    assign = cuts.apply
+    if cuts.rule == "equal-frequency" and args.apply is None:
+        assign = histogram.rank_levels(cuts.num_levels)
     summary = LevelSummary(cuts.num_levels, args.samples_per_level)
     unfinished = output.with_name(f".{output.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    assign = cuts.apply
-    if cuts.rule == "equal-frequency" and args.apply is None:
-        assign = histogram.rank_levels(cuts.num_levels)
-    tables = _with_levels(source, cuts, assign)
-    tables = (_at_least(table, args.min_level) for table in summary.watch(tables))
-    (write_llava_json if args.to == "llava-json" else write_parquet)(tables, unfinished)
-    cuts.save(unfinished / "alignment_levels.json")
-    draw_levels(unfinished / "levels.png", histogram, cuts, summary)
-    draw_samples(unfinished / "samples.png", summary, args.image_folder or source.image_folder)
-    if output.exists():
-        output.rmdir()
-    os.replace(unfinished, output)
+    try:
+        tables = summary.watch(_with_levels(source, cuts, assign))
+        tables = (_at_least(table, args.min_level) for table in tables)
+        (write_llava_json if args.to == "llava-json" else write_parquet)(tables, unfinished)
+        cuts.save(unfinished / "alignment_levels.json")
+        draw_levels(unfinished / "levels.png", histogram, cuts, summary)
+        draw_samples(unfinished / "samples.png", summary, args.image_folder or source.image_folder)
+        if output.exists():
+            output.rmdir()
+        os.replace(unfinished, output)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
     return cuts, summary
 
 
