@@ -7,99 +7,12 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 from transformers.utils import cached_file, extract_commit_hash
 
-from .images import open_image
-from .records import PairFault, get_caption, get_images, get_messages
-
-
-class PairPreparer(Dataset):
-    """
-    Makes a batch of records ready for a scorer, in the workers of a `DataLoader`: captions to token ids, images to
-    uint8 pixels of the scorer's size, once each. Rescaling and normalising are left to the device.
-
-    Args:
-        image_processor, tokenizer: the scorer's.
-        max_length (`int`): tokens of a caption.
-        padding (`str`): `"longest"` or `"max_length"`.
-        image_folder (`str`, *optional*): where paths in records start; needed if there are any.
-    """
-
-    def __init__(
-        self, image_processor: Any, tokenizer: Any, max_length: int, padding: str, image_folder: str | None = None
-    ):
-        self.image_processor, self.tokenizer = image_processor, tokenizer
-        self.max_length, self.padding, self.image_folder = max_length, padding, image_folder
-
-    def __getitems__(self, records: Sequence[dict[str, Any] | PairFault]) -> dict[str, Any]:
-        """
-        `pairs`: a dict for each record, with `id`, `messages`, `caption`, `converted` (see `open_image`), `truncated`,
-        and `fault` (a `PairFault`) or `text_only` where there is nothing to score. `image_inputs` and `text_inputs`:
-        tensors for the other records, in their order.
-        """
-        pairs, images, captions = [], [], []
-        for record in records:
-            pair = {"id": None, "messages": None, "caption": None, "converted": [], "truncated": False}
-            pairs.append(pair)
-            try:
-                if isinstance(record, PairFault):
-                    raise record
-                pair["id"] = None if record.get("id") is None else str(record["id"])
-                sources = get_images(record)
-                pair["text_only"] = not sources
-                pair["messages"], pair["caption"] = get_messages(record), get_caption(record)
-                if sources:
-                    images.append(self._prepare_image(sources, pair["converted"]))
-                    captions.append(pair["caption"])
-            except PairFault as fault:
-                pair["fault"] = fault
-        batch = {"pairs": pairs, "image_inputs": {}, "text_inputs": {}}
-        if images:
-            batch["image_inputs"] = {name: torch.cat([image[name] for image in images]) for name in images[0]}
-            batch["text_inputs"], truncated = self._tokenize(captions)
-            scored = (pair for pair in pairs if is_scored(pair))
-            for pair, is_truncated in zip(scored, truncated, strict=True):
-                pair["truncated"] = is_truncated
-        return batch
-
-    def _prepare_image(self, sources: list[Any], converted: list[str]) -> dict[str, torch.Tensor]:
-        if len(sources) > 1:
-            raise PairFault("several_images", f"There are {len(sources)} images; a pair is one image and one text.")
-        image, conversions = open_image(sources[0], self.image_folder)
-        converted.extend(conversions)
-        edge = (self.image_processor.size or {}).get("shortest_edge")
-        if edge and Image.MAX_IMAGE_PIXELS and edge**2 * max(image.size) / min(image.size) > Image.MAX_IMAGE_PIXELS:
-            raise PairFault("extreme_shape", f"{image.size} pixels would be enormous with a short side of {edge}.")
-        return self.image_processor(
-            image,
-            # of an array with 1 or 3 rows the processor cannot tell the channels
-            input_data_format="channels_last",
-            do_rescale=False,
-            do_normalize=False,
-            return_tensors="pt",
-        )
-
-    def _tokenize(self, captions: list[str]) -> tuple[dict[str, torch.Tensor], list[bool]]:
-        inputs = self.tokenizer(
-            captions,
-            padding=self.padding,
-            # CLIP pools at the end token: left padding would move the similarities by up to 0.09
-            padding_side="right",
-            truncation=True,
-            max_length=self.max_length,
-            return_tensors="pt",
-        )
-        if self.tokenizer.is_fast:
-            return dict(inputs), [bool(encoding.overflowing) for encoding in inputs.encodings]
-        return dict(inputs), [len(self.tokenizer(caption).input_ids) > self.max_length for caption in captions]
-
-
-def is_scored(pair: dict[str, Any]) -> bool:
-    """Whether a pair of a prepared batch has a score."""
-    return "fault" not in pair and not pair["text_only"]
+from .pair_preparation import PairPreparer, is_scored
 
 
 class AlignmentScorer:

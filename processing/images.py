@@ -56,7 +56,7 @@ def open_image(source: Any, image_folder: str | None = None) -> tuple[Image.Imag
             image = Image.fromarray((values.astype(np.float64) / 257).clip(0, 255).round().astype(np.uint8))
     elif image.mode in ("P", "CMYK"):
         converted.append({"P": "palette", "CMYK": "cmyk"}[image.mode])
-    return image.convert("RGB"), converted
+    return image if image.mode == "RGB" else image.convert("RGB"), converted
 
 
 def _read_file(path: str, image_folder: str | None) -> bytes:

@@ -65,7 +65,7 @@ class ScoreArguments:
     on_error: Literal["skip", "fail"] = field(
         default="skip", metadata={"help": "List a pair that cannot be scored and go on, or stop."}
     )
-    batch_size: int | None = field(default=None, metadata={"help": "Pairs a batch; 128 on a GPU, 32 on a CPU."})
+    batch_size: int | None = field(default=None, metadata={"help": "Pairs a batch; 128 on a GPU, 16 on a CPU."})
     num_workers: int | None = field(
         default=None, metadata={"help": "Processes that decode images; what the CPUs allow, at most 16."}
     )
@@ -173,7 +173,7 @@ def _choose_speed(args: ScoreArguments, device: torch.device) -> tuple[int, int]
     # A GPU leaves this process little to do; on a CPU the model wants half of the cores
     workers = cores // torch.cuda.device_count() - 1 if on_gpu else cores // 2
     return (
-        args.batch_size or (128 if on_gpu else 32),
+        args.batch_size or (128 if on_gpu else 16),
         min(16, max(1, workers)) if args.num_workers is None else args.num_workers,
     )
 

@@ -9,9 +9,9 @@ from typing import Any
 import datasets
 import pyarrow as pa
 
-from .alignment_scores import is_scored
 from .corpus import Shard
 from .corpus_files import Row
+from .pair_preparation import is_scored
 from .records import get_images
 from .score_folder import ScoreFolder
 
