@@ -1,7 +1,9 @@
 """Alignment scores: how well the text of each image-text pair describes the image, the s of equation 1."""
 
+import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,8 +46,7 @@ class AlignmentScorer:
         if not (hasattr(self.model, "get_image_features") and hasattr(self.model, "get_text_features")):
             raise TypeError(f"{model_name_or_path} is no dual encoder: it has no embeddings of both images and texts.")
         self.model = self.model.to(self.device).eval()
-        config_file = cached_file(model_name_or_path, "config.json", revision=revision)
-        self.revision = extract_commit_hash(config_file, None)  # of the Hub; None for a folder
+        self.revision = _find_revision(model_name_or_path, revision)
         self.tokenizer = AutoTokenizer.from_pretrained(model_name_or_path, revision=revision)
         # Pillow's resizing: torchvision's differs in a pixel here and there, and scores are to be reproducible
         self.image_processor = AutoImageProcessor.from_pretrained(model_name_or_path, revision=revision, backend="pil")
@@ -149,6 +150,19 @@ class AlignmentScorer:
                     raise ValueError(f"Pair {index}: {pair.get('fault', 'there is no image')}")
             scores.append(self.score_batch(batch).cpu())
         return torch.cat(scores).numpy() if scores else np.empty(0, dtype=np.float32)
+
+
+def _find_revision(model_name_or_path: str, revision: str | None) -> str | None:
+    """The Hub's commit, or for a folder a hash of its weights: scores name the scorer that gave them."""
+    if not os.path.isdir(model_name_or_path):
+        return extract_commit_hash(cached_file(model_name_or_path, "config.json", revision=revision), None)
+    digest = hashlib.sha256()
+    for path in sorted(Path(model_name_or_path).glob("*.safetensors")) or sorted(
+        Path(model_name_or_path).glob("*.bin")
+    ):
+        with open(path, "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return f"sha256:{digest.hexdigest()[:16]}"
 
 
 def _as_it_is(batch: dict[str, Any]) -> dict[str, Any]:

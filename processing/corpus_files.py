@@ -8,7 +8,8 @@ import posixpath
 import tarfile
 import zlib
 from collections.abc import Iterator
-from typing import Any
+from itertools import islice
+from typing import Any, BinaryIO
 
 import fsspec
 import ijson
@@ -26,28 +27,37 @@ def read_json(file: str) -> Iterator[Row]:
     """Rows of a JSON array or of JSON Lines; which of the two it is shows in the first character."""
     with fsspec.open(file, "rb", compression="infer") as stream:
         first = stream.read(1)
-        while first.isspace():
+        while first and (first.isspace() or first in b"\xef\xbb\xbf"):
             first = stream.read(1)
     row = 0
     try:
         with fsspec.open(file, "rb", compression="infer") as stream:
-            if first == b"[":
-                for row, record in enumerate(ijson.items(stream, "item", use_float=True), start=1):  # noqa: B007
-                    yield _check_record(record)
-                return
-            for line in stream:
-                if line.strip():
-                    row += 1
-                    try:
-                        yield _check_record(json.loads(line))
-                    except ValueError as error:
-                        yield PairFault("malformed_record", f"The line is no JSON: {error}")
-    except (ijson.JSONError, EOFError, zlib.error) as error:
+            records = _read_array(stream, file) if first == b"[" else _read_lines(stream)
+            for row, record in enumerate(records, start=1):  # noqa: B007
+                is_row = isinstance(record, dict | PairFault)
+                yield record if is_row else PairFault("malformed_record", f"The row is {record!r}, no object.")
+    except (ValueError, EOFError, zlib.error) as error:
         yield PairFault("broken_shard", f"Nothing after the first {row} rows of {file} can be read: {error}")
 
 
-def _check_record(record: Any) -> Row:
-    return record if isinstance(record, dict) else PairFault("malformed_record", f"The row is {record!r}, no object.")
+def _read_lines(stream: BinaryIO) -> Iterator[Any]:
+    for line in stream:
+        if line.strip():
+            try:
+                yield json.loads(line)
+            except ValueError as error:
+                yield PairFault("malformed_record", f"The line is no JSON: {error}")
+
+
+def _read_array(stream: BinaryIO, file: str) -> Iterator[Any]:
+    row = 0
+    try:
+        for row, record in enumerate(ijson.items(stream, "item", use_float=True), start=1):  # noqa: B007
+            yield record
+    except ijson.JSONError:
+        # Python writes and reads what the standard does not know, such as NaN: at the price of the whole in memory
+        with fsspec.open(file, "rt", encoding="utf-8-sig", compression="infer") as text:
+            yield from islice(json.load(text), row, None)
 
 
 def read_tar(file: str) -> Iterator[Row]:

@@ -234,7 +234,7 @@ def _at_least(table: pa.Table, min_level: int) -> pa.Table:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command `aligngpt levels`."""
-    parser = HfArgumentParser(LevelArguments, prog="aligngpt levels", description=__doc__)
+    parser = HfArgumentParser(LevelArguments, prog="aligngpt levels", description=__doc__.split("\n\n")[0])
     (args,) = parser.parse_args_into_dataclasses(arguments)
     cuts, summary = cut_corpus(args)
     table = Table("level", "pairs", "lowest", "mean", "highest score", title=f"{cuts.count} pairs, {cuts.rule}")

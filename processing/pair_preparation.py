@@ -48,6 +48,8 @@ class PairPreparer(Dataset):
                 sources = get_images(record)
                 pair["text_only"] = not sources
                 pair["messages"], pair["caption"] = get_messages(record), get_caption(record)
+                texts = [message["content"] for message in pair["messages"] or []]
+                _check_unicode(pair["id"], pair["caption"], *texts, *sources)
                 if sources:
                     images.append(self._prepare_image(sources, pair["converted"]))
                     captions.append(pair["caption"])
@@ -88,6 +90,16 @@ class PairPreparer(Dataset):
         if self.tokenizer.is_fast:
             return dict(inputs), [bool(encoding.overflowing) for encoding in inputs.encodings]
         return dict(inputs), [len(self.tokenizer(caption).input_ids) > self.max_length for caption in captions]
+
+
+def _check_unicode(*values: Any) -> None:
+    """JSON can hold half of a character that is two; neither a tokenizer nor a file takes it."""
+    for value in values:
+        if isinstance(value, str):
+            try:
+                value.encode()
+            except UnicodeEncodeError as error:
+                raise PairFault("malformed_record", f"{value!r} is no Unicode text: {error}") from error
 
 
 def is_scored(pair: dict[str, Any]) -> bool:

@@ -98,7 +98,8 @@ def score_corpus(
         ValueError: if the output folder holds parts of another run.
         FloatingPointError: if a score is not finite; the message names the pair.
     """
-    state = PartialState(cpu=args.device == "cpu" or not torch.cuda.is_available())
+    # Without cpu=True, processes that find no GPU would not know of each other, and all score everything
+    state = PartialState(cpu=args.device == "cpu" or not torch.accelerator.is_available())
     scorer = AlignmentScorer(args.scorer, args.scorer_revision, args.device or state.device, args.dtype)
     shards = open_corpus(
         args.data if dataset is None else dataset,
@@ -204,9 +205,9 @@ def _progress_bar(
 
 def main(arguments: list[str] | None = None) -> None:
     """The command `aligngpt score`."""
-    (args,) = HfArgumentParser(ScoreArguments, prog="aligngpt score", description=__doc__).parse_args_into_dataclasses(
-        arguments
-    )
+    (args,) = HfArgumentParser(
+        ScoreArguments, prog="aligngpt score", description=__doc__.split("\n\n")[0]
+    ).parse_args_into_dataclasses(arguments)
     report = score_corpus(args)
     if report is None:
         logger.info("This process is done; other parts of %s are still missing.", args.output_dir)
@@ -218,6 +219,8 @@ def main(arguments: list[str] | None = None) -> None:
         f" ({listed})" if listed else "",
         report["truncated_captions"],
     )
+    if broken := report["faults"].get("broken_shard"):
+        logger.warning("%d file(s) could not be read to the end: rows after the break are in no count.", broken)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,9 @@ from pathlib import Path
 class DataArguments:
     """What to train on; see `aligngpt.training.data.load_training_data` for the formats."""
 
-    train_file: str = field(metadata={"help": "JSON, JSONL or parquet file with the training records."})
+    train_file: str = field(
+        metadata={"help": "JSON, JSONL or parquet file with the records, or the folder that `aligngpt levels` wrote."}
+    )
     image_folder: str | None = field(default=None, metadata={"help": "Folder that relative image paths start from."})
 
 

@@ -5,7 +5,7 @@ whose alignment levels are known. Everything else is frozen.
 Compose Vicuna and CLIP and train, on 8 GPUs:
 
     accelerate launch --num_processes 8 -m aligngpt.training.pretrain --config pretrain_7b \
-        --train_file levels.parquet --image_folder images --output_dir aligngpt-7b-pretrain
+        --train_file levels --image_folder images --output_dir aligngpt-7b-pretrain
 
 On two CPU cores, with tiny parts:
 

@@ -14,19 +14,19 @@ Over the 100 lines of an example: each step of the demo is spelt out.
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
 
+from datasets import load_dataset
 from report import check_results, show_results, show_scores, write_model_card
 from rich.console import Console
 from tiny_clip import train_clip
 from tiny_llama import train_llama
 from write_data import write_conversations, write_pairs, write_questions, write_scenes
-
-from aligngpt.processing import AlignmentScorer, cut_into_levels
 
 
 HERE = Path(__file__).parent
@@ -61,21 +61,18 @@ def draw(folder: Path, num_scenes: int, num_test_scenes: int) -> None:
     write_questions(folder, write_scenes(folder, num_test_scenes, seed=3, test=True), seed=4)
 
 
-def score(folder: Path, clip: Path) -> Path:
-    """Scores the pairs and cuts the scores into levels; returns the records that stage 1 trains on."""
-    pairs = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
-    images = [str(folder / pair["image"]) for pair in pairs]
-    scores = AlignmentScorer(str(clip)).score(
-        images, [pair["caption"] for pair in pairs], batch_size=256, progress=True
+def score(data: Path, clip: Path, scores: Path, levels: Path) -> None:
+    """Scores the pairs and cuts the scores into levels: the data that stage 1 trains on."""
+    for folder in (scores, levels):
+        shutil.rmtree(folder, ignore_errors=True)
+    run(
+        *("-m", "aligngpt", "score", "--data", data / "pairs.jsonl", "--image_folder", data),
+        *("--scorer", clip, "--output_dir", scores, "--batch_size", "256"),
     )
-    levels, cuts = cut_into_levels(scores, num_levels=8, scorer=clip.name)
-    cuts.save(folder / "alignment_levels.json")
-    for pair, value, level in zip(pairs, scores, levels, strict=True):
-        pair |= {"alignment_score": float(value), "alignment_level": int(level)}
-    show_scores(console, pairs)
-    path = folder / "pairs_with_levels.jsonl"
-    path.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
-    return path
+    run("-m", "aligngpt", "levels", "--scores", scores, "--output_dir", levels)
+    rows = load_dataset("parquet", data_files=f"{levels}/*.parquet", split="train").remove_columns("messages")
+    qualities = [json.loads(line)["quality"] for line in (data / "pairs.jsonl").read_text().splitlines()]
+    show_scores(console, [row | {"quality": qualities[row["row"]]} for row in rows])
 
 
 def main() -> int:
@@ -86,7 +83,8 @@ def main() -> int:
     parser.add_argument("--smoke", action="store_true", help="a few steps on a few pictures; no check of the answers")
     args = parser.parse_args()
     output, times = args.output_dir.resolve(), {}
-    data, clip, llama, stage1, stage2 = (output / name for name in ("data", "clip", "llama", "stage1", "stage2"))
+    names = ("data", "clip", "llama", "scores", "levels", "stage1", "stage2")
+    data, clip, llama, scores, levels, stage1, stage2 = (output / name for name in names)
     steps = ("--max_steps", "4") if args.smoke else ()
     start = time.perf_counter()
 
@@ -97,12 +95,12 @@ def main() -> int:
     with phase("Training a tiny LLaMA", times):
         train_llama(llama, **({"steps": 4, "num_texts": 2000} if args.smoke else {}))
     with phase("Scoring the pairs and cutting the scores into 8 levels", times):
-        pairs = score(data, clip)
+        score(data, clip, scores, levels)
     with phase("Stage 1: pre-training with alignment levels", times):
         run(
             *("-m", "aligngpt.training.pretrain", "--config", "pretrain_tiny_cpu", "--output_dir", stage1, *steps),
             *("--vision_model_name_or_path", clip, "--text_model_name_or_path", llama),
-            *("--train_file", pairs, "--image_folder", data),
+            *("--train_file", levels, "--image_folder", data),
         )
     with phase("Stage 2: instruction tuning with the gate", times):
         run(

@@ -97,3 +97,13 @@ def test_a_model_without_both_embeddings_is_refused(text_folder):
 def test_pairs_that_cannot_be_scored_are_named(images, captions, message, clip_scorer):
     with pytest.raises(ValueError, match=message):
         AlignmentScorer(str(clip_scorer)).score(images, captions)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_gpu_scores_in_float16_nearly_as_the_cpu(num_workers, clip_scorer, images):
+    expected = AlignmentScorer(str(clip_scorer), device="cpu").score(images, CAPTIONS)
+    scorer = AlignmentScorer(str(clip_scorer))
+    assert (scorer.device.type, scorer.model.dtype) == ("cuda", torch.float16)
+    np.testing.assert_allclose(scorer.score(images, CAPTIONS, num_workers=num_workers), expected, atol=5e-3)

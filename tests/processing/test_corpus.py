@@ -53,6 +53,14 @@ def test_rows_that_no_schema_fits_are_read_and_what_is_no_record_is_a_fault(tmp_
     assert [row.kind for row in rows[2:4]] == ["malformed_record"] * 2
 
 
+def test_a_json_array_as_python_writes_it_is_read_whole(tmp_path):
+    records = [{"id": 1, "loss": float("nan")}, {"id": 2, "caption": "half \ud83d"}, {"id": 3}]
+    (tmp_path / "a.json").write_text("\ufeff" + json.dumps(records), encoding="utf-8")
+    rows = rows_of(tmp_path / "a.json")
+    assert [row["id"] for row in rows] == [1, 2, 3] and rows[0]["loss"] != rows[0]["loss"]
+    assert rows[1]["caption"] == "half \ud83d"
+
+
 def test_a_json_array_cut_off_gives_its_rows_and_a_fault(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps(RECORDS)[:-30])
     rows = rows_of(tmp_path / "a.json")

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from transformers import AutoModel
 
-from aligngpt.processing import AlignmentScorer, score
+from aligngpt.processing import AlignmentScorer, cut_into_levels, score
 from aligngpt.processing.records import PairFault
 from aligngpt.processing.score import ScoreArguments, score_corpus
 
@@ -77,8 +77,11 @@ def read(folder, file):
 
 
 def assert_same(scores, expected):
+    """The same pairs, each once, with the same scores and the same levels."""
     assert scores.keys() == expected.keys()
-    np.testing.assert_allclose([scores[key] for key in expected], list(expected.values()), atol=1e-5)
+    scores, expected = [scores[key] for key in expected], list(expected.values())
+    np.testing.assert_allclose(scores, expected, atol=1e-5)
+    np.testing.assert_array_equal(cut_into_levels(scores, 8)[0], cut_into_levels(expected, 8)[0])
 
 
 def test_a_run_scores_every_pair_once_and_keeps_its_text(arguments, expected, tmp_path):
@@ -132,6 +135,7 @@ def write_faulty_corpus(folder, make_image):
         ("empty_caption", record | {"caption": " "}),
         ("non_string_caption", record | {"caption": 7}),
         ("malformed_record", ["not", "a", "record"]),
+        ("malformed_record", record | {"caption": "half an emoji: \ud83d"}),
         *((None, record | {"image": image}) for image in ("animated.webp", "cmyk.jpg", "palette.png")),
         *((None, record | {"image": image}) for image in ("16-bit.png", "exif_rotated.jpg", "good.png")),
         ("text_only", {"caption": "no image at all"}),
@@ -293,10 +297,12 @@ def test_two_processes_of_torchrun_score_what_one_does(arguments, corpus, expect
     rows = split_into_shards(corpus, tmp_path / "shards")
     args = arguments(data=str(tmp_path / "shards" / "*.jsonl"), num_workers=1)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "aligngpt", "score"]
-    for name in ("data", "image_folder", "scorer", "output_dir", "device", "num_workers", "batch_size"):
+    for name in ("data", "image_folder", "scorer", "output_dir", "num_workers", "batch_size"):
         command += [f"--{name}", str(getattr(args, name))]
-    result = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+    assert "Scoring (1 of 2): 100%" in result.stderr and "30/30" in result.stderr
     assert_same(read_scores(tmp_path / "scores"), {key: expected["pairs.json", row] for key, row in rows.items()})
     assert json.loads((tmp_path / "scores" / "score_report.json").read_text())["scored"] == PAIRS
 
