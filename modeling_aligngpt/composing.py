@@ -9,8 +9,8 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoTokenizer,
-    PreTrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
 )
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import is_torchvision_available, logging
@@ -22,10 +22,14 @@ from .configuration_aligngpt import AlignGPTConfig
 from .modeling_aligngpt import AlignGPTForConditionalGeneration
 
 
+# What ends an assistant's turn in each packaged template, where that is not the tokenizer's own end token
+END_OF_TURN = {"chatml": "<|im_end|>", "llama3": "<|eot_id|>", "gemma": "<end_of_turn>", "phi3": "<|end|>"}
+
+
 def compose(
     vision: str,
     text: str,
-    chat_template: str = "vicuna_v1",
+    chat_template: str | None = None,
     dtype: torch.dtype | str = "auto",
     attn_implementation: str | None = None,
     **config_fields,
@@ -35,10 +39,11 @@ def compose(
     gate are new, and its processor.
 
     Args:
-        vision (`str`): Hub id or folder of a CLIP-like model, or of its vision tower alone.
+        vision (`str`): Hub id or folder of a CLIP, SigLIP, SigLIP 2 or DINOv2, or of such a tower alone.
         text (`str`): Hub id or folder of a decoder-only language model with its tokenizer.
-        chat_template (`str`, *optional*, defaults to `"vicuna_v1"`): name of the packaged template that fits the
-            language model. The processor also gets `plain`, stage 1's, under that name.
+        chat_template (`str`, *optional*): name of the packaged template that fits the language model; by default told
+            from the tokenizer's tokens (see [`choose_chat_template`]). The processor also gets `plain`, stage 1's,
+            under that name.
         dtype (`torch.dtype` or `str`, *optional*, defaults to `"auto"`): of the weights; by default the one in which
             those of the language model are stored.
         attn_implementation (`str`, *optional*): e.g. `"flash_attention_2"`.
@@ -48,48 +53,141 @@ def compose(
         model and processor, both ready for `save_pretrained`. The new modules are drawn from torch's random state.
 
     Raises:
-        ValueError: if the chat template is unknown, or a part has no weights for some of its parameters.
+        ValueError: if the chat template is unknown, a part has no weights for some of its parameters, or the language
+            model makes its logits in a way that AlignGPT's head does not.
     """
-    chat_templates = {"default": load_chat_template(chat_template), "plain": load_chat_template("plain")}
-    vision_config = AutoConfig.from_pretrained(vision)
-    vision_config = getattr(vision_config, "vision_config", vision_config)
+    if chat_template is not None:
+        load_chat_template(chat_template)  # before minutes of loading
     loading = {"attn_implementation": attn_implementation}
     language_model = _load_part(AutoModelForCausalLM, text, dtype=dtype, **loading)
-    tower = _load_part(AutoModel, vision, config=vision_config, dtype=language_model.dtype, **loading)
+    tower = load_tower(vision, dtype=language_model.dtype, **loading)
     tokenizer = prepare_tokenizer(AutoTokenizer.from_pretrained(text))
+    return assemble(language_model, tower, tokenizer, load_tower_processor(vision), chat_template, **config_fields)
+
+
+def load_tower(vision: str, **options) -> PreTrainedModel:
+    """
+    The vision tower of a checkpoint.
+
+    Raises:
+        ValueError: if the checkpoint has no weights for some of its parameters.
+    """
+    config = AutoConfig.from_pretrained(vision)
+    return _load_part(AutoModel, vision, config=getattr(config, "vision_config", config), **options)
+
+
+def choose_chat_template(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The packaged template whose end-of-turn token a tokenizer has; Mistral's by `[INST]`, else Vicuna's."""
+    vocabulary = tokenizer.get_vocab()
+    for name, token in END_OF_TURN.items():
+        if token in vocabulary:
+            return name
+    return "mistral" if "[INST]" in vocabulary else "vicuna_v1"
+
+
+def assemble(
+    language_model: PreTrainedModel,
+    tower: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    tower_processor: BaseImageProcessor,
+    chat_template: str | None = None,
+    **config_fields,
+) -> tuple[AlignGPTForConditionalGeneration, AlignGPTProcessor]:
+    """
+    Model and processor from parts in memory, which they take over. Arguments and errors as in [`compose`]; the
+    tokenizer is a prepared one.
+    """
+    chat_template = chat_template or choose_chat_template(tokenizer)
+    chat_templates = {"default": load_chat_template(chat_template), "plain": load_chat_template("plain")}
+    head = language_model.get_output_embeddings()
+    probe = torch.arange(min(8, head.weight.shape[0]), device=head.weight.device)[None]
+    with torch.no_grad():
+        expected = language_model.eval()(input_ids=probe).logits
 
     config = AlignGPTConfig(
-        vision_config=vision_config,
+        vision_config=tower.config,
         text_config=language_model.config,
         image_token_index=tokenizer.image_token_id,
         align_token_id=tokenizer.align_token_id,
-        **config_fields,
+        lm_head_bias=head.bias is not None,
+        **{"vision_feature_select_strategy": _choose_select_strategy(tower)} | config_fields,
     )
-    config.text_config.pad_token_id = tokenizer.pad_token_id
     with torch.device("meta"):  # the parts exist already; only the new modules get memory of their own
-        model = AlignGPTForConditionalGeneration(config)
+        model = AlignGPTForConditionalGeneration(config).eval()
     backbone = model.model
     backbone.vision_tower, backbone.language_model = tower, language_model.get_decoder()
-    model.lm_head = language_model.get_output_embeddings()
+    model.lm_head = head
     for module in (backbone.multi_modal_projector, backbone.alignment_embeddings, backbone.alignment_gate):
         module.to_empty(device="cpu").to(language_model.dtype).apply(model._init_weights)
     with _quiet():  # new rows are drawn around the mean of the old ones, so that placeholders differ
         model.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64)
+    _separate_placeholders(model, tokenizer)
     model.config.dtype = language_model.dtype
+    # Not before the embeddings have that row
+    model.config.text_config.pad_token_id = tokenizer.pad_token_id
+    with torch.no_grad():
+        logits = model(input_ids=probe).logits[..., : expected.shape[-1]]
+    if not torch.allclose(logits.float(), expected.float(), rtol=1e-3, atol=1e-3):
+        raise ValueError(
+            f"With the head of {type(language_model).__name__}, AlignGPT's logits differ from its own by up to "
+            f"{(logits - expected).abs().max():.3g}: it does more to them than AlignGPT knows."
+        )
 
-    model.generation_config = language_model.generation_config
-    model.generation_config.suppress_tokens = [tokenizer.image_token_id, tokenizer.align_token_id]
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    generation_config = model.generation_config = language_model.generation_config
+    generation_config.suppress_tokens = [tokenizer.image_token_id, tokenizer.align_token_id]
+    generation_config.pad_token_id = tokenizer.pad_token_id
+    end_of_turn = tokenizer.get_vocab().get(END_OF_TURN.get(chat_template))
+    eos = generation_config.eos_token_id
+    eos = [tokenizer.eos_token_id] if eos is None else [eos] if isinstance(eos, int) else eos
+    if end_of_turn is not None and end_of_turn not in eos:
+        eos = [*eos, end_of_turn]  # answers stop where the template says that they end
+    generation_config.eos_token_id = eos if len(eos) > 1 else eos[0]
+    return model, _make_processor(config, tokenizer, tower_processor, chat_templates)
 
-    processor = AlignGPTProcessor(
-        image_processor=_make_image_processor(vision, vision_config),
+
+def _choose_select_strategy(tower: PreTrainedModel) -> str:
+    """`"default"` for a tower with tokens before its patches, as the embeddings of a CLIP or DINOv2 have."""
+    names = ("class_embedding", "cls_token")
+    return "default" if any(name.endswith(names) for name, _ in tower.named_parameters()) else "full"
+
+
+def _separate_placeholders(model: AlignGPTForConditionalGeneration, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Rows of a padded table may be equal; placeholders are told apart by theirs where there are only embeddings."""
+    weight = model.get_input_embeddings().weight.data
+    image, align = tokenizer.image_token_id, tokenizer.align_token_id
+    if torch.equal(weight[image], weight[align]):
+        weight[align] = torch.randn_like(weight[align], dtype=torch.float32).to(weight) * weight.float().std()
+
+
+def _make_processor(
+    config: AlignGPTConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    tower_processor: BaseImageProcessor,
+    chat_templates: dict[str, str],
+) -> AlignGPTProcessor:
+    """LLaVA's image processor with the tower's size, mean and deviation, padding to a square; and the tokenizer."""
+    if is_torchvision_available():
+        from transformers import LlavaImageProcessor as ImageProcessor
+    else:
+        from transformers import LlavaImageProcessorPil as ImageProcessor
+    image_processor = ImageProcessor(
+        do_pad=True,
+        size={"shortest_edge": config.image_size},
+        crop_size={"height": config.image_size, "width": config.image_size},
+        image_mean=tower_processor.image_mean,
+        image_std=tower_processor.image_std,
+        resample=tower_processor.resample,
+    )
+    drops_first = config.vision_feature_select_strategy == "default"
+    return AlignGPTProcessor(
+        image_processor=image_processor,
         tokenizer=tokenizer,
-        patch_size=vision_config.patch_size,
+        # All scales are pooled to the tower's grid: a token stands for so many pixels
+        patch_size=config.vision_config.patch_size * max(config.vision_scales or [1]),
         vision_feature_select_strategy=config.vision_feature_select_strategy,
-        num_additional_image_tokens=1 if config.vision_feature_select_strategy == "default" else 0,
+        num_additional_image_tokens=1 if drops_first else 0,
         chat_template=chat_templates,
     )
-    return model, processor
 
 
 @contextmanager
@@ -111,18 +209,6 @@ def _load_part(auto_class: type, name_or_path: str, **options) -> PreTrainedMode
     return part
 
 
-def _make_image_processor(vision: str, vision_config: PreTrainedConfig) -> BaseImageProcessor:
-    """LLaVA's image processor with the tower's size, mean and deviation; padding to a square."""
-    if is_torchvision_available():
-        from transformers import LlavaImageProcessor as ImageProcessor
-    else:
-        from transformers import LlavaImageProcessorPil as ImageProcessor
-    tower_processor = AutoImageProcessor.from_pretrained(vision)
-    return ImageProcessor(
-        do_pad=True,
-        size={"shortest_edge": vision_config.image_size},
-        crop_size={"height": vision_config.image_size, "width": vision_config.image_size},
-        image_mean=tower_processor.image_mean,
-        image_std=tower_processor.image_std,
-        resample=tower_processor.resample,
-    )
+def load_tower_processor(vision: str) -> BaseImageProcessor:
+    """The image processor of a tower's checkpoint, of which size, mean and deviation are taken."""
+    return AutoImageProcessor.from_pretrained(vision, backend="pil")

@@ -1,5 +1,6 @@
 """Configuration of AlignGPT (arXiv 2405.14129): LLaVA's plus the alignment fields. Copied to the Hub with a model."""
 
+import math
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
@@ -43,13 +44,20 @@ class AlignGPTConfig(LlavaConfig):
         alignment_gate_text (`"prompt"` or `"all"`, *optional*, defaults to `"prompt"`):
             Text that the gate reads: what `token_type_ids` marks (everything outside assistant turns), or all of it
             (the authors' behaviour, where the gate sees the answer during training).
+        vision_scales (`list[int]`, *optional*):
+            Multi-scale features (S2, as in the paper's rows at 672 and 1008 px): the sizes at which the tower sees an
+            image, as multiples of its own, e.g. `[1, 2]`. Larger ones are cut into tiles of the tower's size; features
+            are pooled back to its grid and concatenated along channels, so that T stays as it is.
+        lm_head_bias (`bool`, *optional*, defaults to `False`):
+            Whether the language model's head has a bias (Phi).
         align_token_id (`int`, *optional*, defaults to 32001):
             Id of `<align>`, the placeholder that the alignment vector replaces.
         aligngpt_version (`str`, *optional*):
             Version of aligngpt that wrote the configuration. Written on every save.
 
     Raises:
-        ValueError: if there are fewer than 2 levels, or `<image>` and `<align>` share an id.
+        ValueError: if there are fewer than 2 levels, `<image>` and `<align>` share an id, or scales are no positive
+            integers or meet a tower whose kept features are not its patch grid.
     """
 
     model_type = "aligngpt"
@@ -59,13 +67,15 @@ class AlignGPTConfig(LlavaConfig):
     alignment_gate_hidden_size: int = 256
     alignment_mode: Literal["adaptive", "average", "local", "global"] = "adaptive"
     alignment_gate_text: Literal["prompt", "all"] = "prompt"
+    vision_scales: list[int] | None = None
+    lm_head_bias: bool = False
     align_token_id: int = 32001
     aligngpt_version: str = __version__
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
         if self.image_seq_length is None:
-            self.image_seq_length = (self.vision_config.image_size // self.vision_config.patch_size) ** 2
+            self.image_seq_length = self.vision_grid_size**2
         if self.num_alignment_levels < 2:
             raise ValueError(
                 f"num_alignment_levels is {self.num_alignment_levels}; the gate needs at least one local level beside "
@@ -73,6 +83,30 @@ class AlignGPTConfig(LlavaConfig):
             )
         if self.align_token_id == self.image_token_index:
             raise ValueError(f"align_token_id and image_token_index are both {self.align_token_id}; they must differ.")
+        if self.vision_scales is not None:
+            if not self.vision_scales or min(self.vision_scales) < 1:
+                raise ValueError(f"vision_scales are {self.vision_scales}; expected positive integers such as [1, 2].")
+            if self.image_seq_length != self.vision_grid_size**2:
+                raise ValueError(
+                    f"Multi-scale features are pooled to the tower's grid of {self.vision_grid_size**2} patches, but "
+                    f"image_seq_length is {self.image_seq_length}."
+                )
+
+    @property
+    def vision_grid_size(self) -> int:
+        """Patches of the tower along a side."""
+        image_size = getattr(self.vision_config, "image_size", None)
+        if image_size is None:  # SigLIP 2: a number of patches, in any shape
+            return math.isqrt(self.vision_config.num_patches)
+        return image_size // self.vision_config.patch_size
+
+    @property
+    def image_size(self) -> int:
+        """Side of the pixel values that the model takes: the tower's, times the largest scale."""
+        tower_size = getattr(self.vision_config, "image_size", None)
+        if tower_size is None:
+            tower_size = self.vision_grid_size * self.vision_config.patch_size
+        return tower_size * max(self.vision_scales or [1])
 
     def to_dict(self) -> dict[str, Any]:
         return {**super().to_dict(), "aligngpt_version": __version__, "auto_map": dict(AUTO_MAP)}

@@ -7,6 +7,7 @@ Over the house's 400 lines: `generate`, TRL and transformers' test suites read t
 both spell LLaVA's out in full.
 """
 
+import importlib
 import inspect
 from dataclasses import dataclass
 from typing import Any
@@ -32,7 +33,8 @@ from transformers.models.llava.modeling_llava import (
 )
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, torch_compilable_check
-from transformers.utils.generic import can_return_tuple
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import select_hidden_states
 
 from .configuration_aligngpt import AlignGPTConfig
 
@@ -101,6 +103,19 @@ class AlignmentGate(nn.Module):
         return nn.functional.softmax(logits, dim=-1, dtype=torch.float32).to(logits.dtype)
 
 
+class AlignGPTMultiModalProjector(LlavaMultiModalProjector):
+    """LLaVA's projector, as wide as the features of all scales."""
+
+    def __init__(self, config: AlignGPTConfig):
+        super().__init__(config)
+        if config.vision_scales is not None:
+            self.linear_1 = nn.Linear(
+                self.linear_1.in_features * len(config.vision_scales),
+                self.linear_1.out_features,
+                bias=config.multimodal_projector_bias,
+            )
+
+
 class AlignGPTPreTrainedModel(LlavaPreTrainedModel):
     config: AlignGPTConfig
 
@@ -126,11 +141,68 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
         # Not LlavaModel.__init__: it ends in post_init(), which has to come once, after all modules exist
         super(LlavaModel, self).__init__(config)
         self.vision_tower = AutoModel.from_config(config.vision_config)
-        self.multi_modal_projector = LlavaMultiModalProjector(config)
+        self.multi_modal_projector = AlignGPTMultiModalProjector(config)
         self.alignment_embeddings = AlignmentEmbeddings(config)
         self.alignment_gate = AlignmentGate(config)
         self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()
+
+    @merge_with_config_defaults
+    @can_return_tuple
+    @select_hidden_states("vision_feature_layer")
+    def get_image_features(
+        self,
+        pixel_values: torch.Tensor,
+        vision_feature_layer: int | list[int] | None = None,
+        vision_feature_select_strategy: str | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple | BaseModelOutputWithPooling:
+        """
+        As [`~transformers.LlavaModel.get_image_features`], at every scale of `config.vision_scales`; `pooler_output`
+        has the projected tokens (T, D) of each image, the rest is the tower's at the first scale. The strategy
+        `"default"` drops all that precedes the patches: a class token, registers.
+        """
+        layers = [vision_feature_layer] if isinstance(vision_feature_layer, int) else vision_feature_layer
+        all_outputs, features = [], []
+        for scale in self.config.vision_scales or [1]:
+            all_outputs.append(self._run_tower(self._cut_into_tiles(pixel_values, scale), **kwargs))
+            tokens = torch.cat([all_outputs[-1].hidden_states[layer] for layer in layers], dim=-1)
+            if vision_feature_select_strategy == "default":
+                tokens = tokens[:, tokens.shape[1] - self.config.vision_grid_size**2 :]
+            features.append(self._pool_tiles(tokens, scale) if scale > 1 else tokens)
+        image_outputs = all_outputs[0]
+        image_outputs.pooler_output = list(self.multi_modal_projector(torch.cat(features, dim=-1)))
+        return image_outputs
+
+    def _run_tower(self, pixel_values: torch.Tensor, **kwargs) -> BaseModelOutputWithPooling:
+        """The tower's outputs for images (n, channels, S, S) of its size."""
+        if self.config.vision_config.model_type == "siglip2_vision_model":  # takes a row of patches and its shape
+            side, patch = self.config.vision_grid_size, self.config.vision_config.patch_size
+            patches = pixel_values.unflatten(3, (side, patch)).unflatten(2, (side, patch))  # (n, C, h, p, w, p)
+            kwargs["spatial_shapes"] = torch.full((len(patches), 2), side, device=patches.device)
+            kwargs["pixel_attention_mask"] = torch.ones((len(patches), side**2), device=patches.device)
+            pixel_values = patches.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+        return self.vision_tower(pixel_values, return_dict=True, **kwargs)
+
+    def _cut_into_tiles(self, pixel_values: torch.Tensor, scale: int) -> torch.Tensor:
+        """Images (n, channels, H, W) at `scale` times the tower's size S, in tiles (n * scale^2, channels, S, S)."""
+        size = self.config.image_size // max(self.config.vision_scales or [1])
+        if self.config.vision_scales is not None and pixel_values.shape[-1] != size * scale:
+            resized = nn.functional.interpolate(
+                pixel_values.float(), size=(size * scale, size * scale), mode="bicubic"
+            )
+            pixel_values = resized.to(pixel_values.dtype)
+        if scale == 1:
+            return pixel_values
+        tiles = pixel_values.unflatten(3, (scale, size)).unflatten(2, (scale, size))  # (n, C, rows, S, columns, S)
+        return tiles.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
+
+    def _pool_tiles(self, tokens: torch.Tensor, scale: int) -> torch.Tensor:
+        """The tiles' tokens (n * scale^2, T, C) laid out as one image and averaged to the tower's grid, (n, T, C)."""
+        side = self.config.vision_grid_size
+        tokens = tokens.unflatten(1, (side, side)).unflatten(0, (-1, scale, scale))  # (n, rows, columns, h, w, C)
+        picture = tokens.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)  # (n, C, rows * h, columns * w)
+        return nn.functional.adaptive_avg_pool2d(picture, side).flatten(2).transpose(1, 2)
 
     def _get_token_mask(
         self, token_id: int, input_ids: torch.LongTensor | None, inputs_embeds: torch.Tensor
@@ -343,7 +415,7 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
         images. Ranks that share a model have to run the same modules, so a blank image goes through all of them:
         without it a text-only batch on one rank hangs DDP, FSDP and ZeRO.
         """
-        size = self.config.vision_config.image_size
+        size = self.config.image_size
         blank_image = inputs_embeds.new_zeros(1, getattr(self.config.vision_config, "num_channels", 3), size, size)
         image_features = torch.stack(tuple(self.get_image_features(blank_image, return_dict=True).pooler_output))
         image_features = image_features.to(inputs_embeds)
@@ -422,12 +494,21 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
 class AlignGPTForConditionalGeneration(AlignGPTPreTrainedModel, LlavaForConditionalGeneration, GenerationMixin):
     """AlignGPT with a language modelling head."""
 
+    @classmethod
+    def from_vision_text_pretrained(cls, vision: str, text: str, **kwargs) -> "AlignGPTForConditionalGeneration":
+        """
+        A model whose tower and language model are those of two checkpoints, and whose other modules are new. For the
+        processor that belongs to it, and for the arguments, see `aligngpt.composing.compose`, which returns both.
+        """
+        # By name: a repository of a model carries this file, and transformers would ask for what it imports
+        return importlib.import_module("aligngpt.composing").compose(vision, text, **kwargs)[0]
+
     def __init__(self, config: AlignGPTConfig):
         # Not LlavaForConditionalGeneration.__init__, which builds a LlavaModel
         super(LlavaForConditionalGeneration, self).__init__(config)
         text_config = config.get_text_config()
         self.model = AlignGPTModel(config)
-        self.lm_head = nn.Linear(text_config.hidden_size, text_config.vocab_size, bias=False)
+        self.lm_head = nn.Linear(text_config.hidden_size, text_config.vocab_size, bias=config.lm_head_bias)
         self.post_init()
 
     def get_alignment_weights(self, **inputs) -> torch.Tensor:
@@ -473,6 +554,9 @@ class AlignGPTForConditionalGeneration(AlignGPTPreTrainedModel, LlavaForConditio
             **kwargs,
         )
         logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+        softcap = getattr(self.config.get_text_config(), "final_logit_softcapping", None)  # Gemma 2
+        if softcap is not None:
+            logits = torch.tanh(logits / softcap) * softcap
         loss = None
         if labels is not None:
             loss = self.loss_function(

@@ -21,7 +21,9 @@ class ComposeArguments:
 
     vision_model_name_or_path: str | None = field(default=None, metadata={"help": "The vision tower, e.g. a CLIP."})
     text_model_name_or_path: str | None = field(default=None, metadata={"help": "The language model, e.g. Vicuna."})
-    chat_template: str = field(default="vicuna_v1", metadata={"help": "Packaged template that fits the LLM."})
+    chat_template: str | None = field(
+        default=None, metadata={"help": "Packaged template that fits the LLM; told from its tokenizer."}
+    )
     num_alignment_levels: int = field(default=8, metadata={"help": "N, the number of alignment embeddings."})
 
 

@@ -3,13 +3,13 @@
 from importlib.resources import files
 
 
-CHAT_TEMPLATES = ("vicuna_v1", "plain", "chatml", "llama3", "mistral")
+CHAT_TEMPLATES = ("vicuna_v1", "plain", "chatml", "llama3", "mistral", "gemma", "phi3")
 
 
 def load_chat_template(name: str) -> str:
     """
     The Jinja source of a packaged chat template: `vicuna_v1` (LLaMA-2, Vicuna), `plain` (stage 1), `chatml` (Qwen),
-    `llama3` (LLaMA-3-Instruct) or `mistral` (Mistral-Instruct).
+    `llama3` (LLaMA-3-Instruct), `mistral` (Mistral-Instruct), `gemma` or `phi3`.
 
     Raises:
         ValueError: if there is no template of that name.

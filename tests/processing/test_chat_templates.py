@@ -27,6 +27,10 @@ EXPECTED = {
     "<|start_header_id|>assistant<|end_header_id|>\n\n[A cat.<|eot_id|>]"
     "<|start_header_id|>user<|end_header_id|>\n\nWhere?<|eot_id|>"
     "<|start_header_id|>assistant<|end_header_id|>\n\n[On a mat.<|eot_id|>]",
+    "gemma": "<s><start_of_turn>user\n<image>\nWhat is it?<end_of_turn>\n<start_of_turn>model\n[A cat.<end_of_turn>]\n"
+    "<start_of_turn>user\nWhere?<end_of_turn>\n<start_of_turn>model\n[On a mat.<end_of_turn>]\n",
+    "phi3": "<|user|>\n<image>\nWhat is it?<|end|>\n<|assistant|>\n[A cat.<|end|>]\n"
+    "<|user|>\nWhere?<|end|>\n<|assistant|>\n[On a mat.<|end|>]\n",
     "mistral": "<s>[INST] <image>\nWhat is it? [/INST][ A cat.</s>][INST] Where? [/INST][ On a mat.</s>]",
 }
 GENERATION_PROMPTS = {
@@ -35,6 +39,8 @@ GENERATION_PROMPTS = {
     "chatml": "<|im_start|>assistant\n",
     "llama3": "<|start_header_id|>assistant<|end_header_id|>\n\n",
     "mistral": "",
+    "gemma": "<start_of_turn>model\n",
+    "phi3": "<|assistant|>\n",
 }
 
 
