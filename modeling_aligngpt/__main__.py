@@ -8,6 +8,9 @@ import sys
 COMMANDS = {
     "score": ("aligngpt.processing.score", "score how well each caption of a corpus describes its image"),
     "levels": ("aligngpt.processing.levels", "cut the scores into alignment levels: data for stage 1"),
+    "compose": ("aligngpt.compose_command", "make a model from a vision tower and a language model"),
+    "convert": ("aligngpt.converting", "make a model from the authors' checkpoint or from LLaVA-1.5"),
+    "export-llava": ("aligngpt.exporting", "write a stock LLaVA with a fixed alignment vector"),
 }
 
 
@@ -15,7 +18,7 @@ def main() -> None:
     """Runs the sub-command that the first argument names."""
     name, *arguments = sys.argv[1:] or ["--help"]
     if name not in COMMANDS:
-        lines = [f"  {command:<8}{text}" for command, (_, text) in COMMANDS.items()]
+        lines = [f"  {command:<14}{text}" for command, (_, text) in COMMANDS.items()]
         usage = "\n".join(["usage: aligngpt COMMAND ...   (aligngpt COMMAND --help for its arguments)", "", *lines])
         if name in ("-h", "--help"):
             sys.stdout.write(usage + "\n")

@@ -119,9 +119,7 @@ def assemble(
     model.lm_head = head
     for module in (backbone.multi_modal_projector, backbone.alignment_embeddings, backbone.alignment_gate):
         module.to_empty(device="cpu").to(language_model.dtype).apply(model._init_weights)
-    with _quiet():  # new rows are drawn around the mean of the old ones, so that placeholders differ
-        model.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64)
-    _separate_placeholders(model, tokenizer)
+    add_token_rows(model, tokenizer)
     model.config.dtype = language_model.dtype
     # Not before the embeddings have that row
     model.config.text_config.pad_token_id = tokenizer.pad_token_id
@@ -134,7 +132,7 @@ def assemble(
         )
 
     generation_config = model.generation_config = language_model.generation_config
-    generation_config.suppress_tokens = [tokenizer.image_token_id, tokenizer.align_token_id]
+    generation_config.suppress_tokens = find_unspeakable_tokens(model, tokenizer, expected.shape[-1])
     generation_config.pad_token_id = tokenizer.pad_token_id
     end_of_turn = tokenizer.get_vocab().get(END_OF_TURN.get(chat_template))
     eos = generation_config.eos_token_id
@@ -142,7 +140,7 @@ def assemble(
     if end_of_turn is not None and end_of_turn not in eos:
         eos = [*eos, end_of_turn]  # answers stop where the template says that they end
     generation_config.eos_token_id = eos if len(eos) > 1 else eos[0]
-    return model, _make_processor(config, tokenizer, tower_processor, chat_templates)
+    return model, make_processor(config, tokenizer, tower_processor, chat_templates)
 
 
 def _choose_select_strategy(tower: PreTrainedModel) -> str:
@@ -151,15 +149,27 @@ def _choose_select_strategy(tower: PreTrainedModel) -> str:
     return "default" if any(name.endswith(names) for name, _ in tower.named_parameters()) else "full"
 
 
-def _separate_placeholders(model: AlignGPTForConditionalGeneration, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Rows of a padded table may be equal; placeholders are told apart by theirs where there are only embeddings."""
+def add_token_rows(model: AlignGPTForConditionalGeneration, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Rows of the embeddings for the tokenizer's new tokens, up to a multiple of 64; no row is taken away."""
+    weight = model.get_input_embeddings().weight
+    with quiet():  # new rows are drawn around the mean of the old ones, so that placeholders differ
+        model.resize_token_embeddings(max(len(tokenizer), len(weight)), pad_to_multiple_of=64)
     weight = model.get_input_embeddings().weight.data
     image, align = tokenizer.image_token_id, tokenizer.align_token_id
     if torch.equal(weight[image], weight[align]):
+        # Rows that were padding may be equal; without ids, placeholders are told apart by their rows
         weight[align] = torch.randn_like(weight[align], dtype=torch.float32).to(weight) * weight.float().std()
 
 
-def _make_processor(
+def find_unspeakable_tokens(
+    model: AlignGPTForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, old_size: int
+) -> list[int]:
+    """Ids that no answer may have: the placeholders, and the rows of padding that were added to `old_size` ones."""
+    padding = range(max(old_size, len(tokenizer)), len(model.get_input_embeddings().weight))
+    return sorted({tokenizer.image_token_id, tokenizer.align_token_id, *padding})
+
+
+def make_processor(
     config: AlignGPTConfig,
     tokenizer: PreTrainedTokenizerBase,
     tower_processor: BaseImageProcessor,
@@ -191,7 +201,7 @@ def _make_processor(
 
 
 @contextmanager
-def _quiet():
+def quiet():
     """transformers without its warnings; what matters of them is checked by the caller."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
@@ -202,7 +212,7 @@ def _quiet():
 
 
 def _load_part(auto_class: type, name_or_path: str, **options) -> PreTrainedModel:
-    with _quiet():  # of a CLIP only the tower is wanted; the report would list the whole text model as unexpected
+    with quiet():  # of a CLIP only the tower is wanted; the report would list the whole text model as unexpected
         part, info = auto_class.from_pretrained(name_or_path, output_loading_info=True, **options)
     if info["missing_keys"]:
         raise ValueError(f"{name_or_path} has no weights for {sorted(info['missing_keys'])} of {type(part).__name__}.")

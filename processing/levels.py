@@ -11,8 +11,6 @@ Instead of scores, a LLaVA JSON whose records have the authors' key `similarity`
 """
 
 import logging
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +26,7 @@ from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 
 from .alignment_levels import LevelCuts, ScoreHistogram
+from .atomic_output import new_folder
 from .corpus import open_corpus
 from .level_outputs import LevelSummary, write_llava_json, write_parquet
 from .level_pictures import draw_levels, draw_samples
@@ -77,41 +76,28 @@ def cut_corpus(args: LevelArguments) -> tuple[LevelCuts, LevelSummary]:
             given level is out of range; or if two of `apply`, `random` and given levels are asked for at once.
         FileExistsError: if the output folder is there and not empty.
     """
-    source = _Source(args.scores)
-    output = Path(args.output_dir)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise FileExistsError(f"{output} is there already: name another output folder, or remove it first.")
     if args.num_levels < 2:
         raise ValueError(f"There have to be at least two levels, not {args.num_levels}.")
     if args.apply is not None and args.random is not None:
         raise ValueError("Levels are random or cut at known points: give --apply or --random, not both.")
-
-    histogram = ScoreHistogram()
-    given = 0
-    for table in source.tables(["alignment_score", "alignment_level"]):
-        histogram.add(_valid(table, "alignment_score"))
-        given += table.num_rows - table["alignment_level"].null_count
-    cuts = _choose_cuts(args, source, histogram, given)
-
-    assign = cuts.apply
-    if cuts.rule == "equal-frequency" and args.apply is None:
-        assign = histogram.rank_levels(cuts.num_levels)
-    summary = LevelSummary(cuts.num_levels, args.samples_per_level)
-    unfinished = output.with_name(f".{output.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    try:
+    with new_folder(args.output_dir) as folder:
+        source = _Source(args.scores)
+        histogram = ScoreHistogram()
+        given = 0
+        for table in source.tables(["alignment_score", "alignment_level"]):
+            histogram.add(_valid(table, "alignment_score"))
+            given += table.num_rows - table["alignment_level"].null_count
+        cuts = _choose_cuts(args, source, histogram, given)
+        assign = cuts.apply
+        if cuts.rule == "equal-frequency" and args.apply is None:
+            assign = histogram.rank_levels(cuts.num_levels)
+        summary = LevelSummary(cuts.num_levels, args.samples_per_level)
         tables = summary.watch(_with_levels(source, cuts, assign))
         tables = (_at_least(table, args.min_level) for table in tables)
-        (write_llava_json if args.to == "llava-json" else write_parquet)(tables, unfinished)
-        cuts.save(unfinished / "alignment_levels.json")
-        draw_levels(unfinished / "levels.png", histogram, cuts, summary)
-        draw_samples(unfinished / "samples.png", summary, args.image_folder or source.image_folder)
-        if output.exists():
-            output.rmdir()
-        os.replace(unfinished, output)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        (write_llava_json if args.to == "llava-json" else write_parquet)(tables, folder)
+        cuts.save(folder / "alignment_levels.json")
+        draw_levels(folder / "levels.png", histogram, cuts, summary)
+        draw_samples(folder / "samples.png", summary, args.image_folder or source.image_folder)
     return cuts, summary
 
 

@@ -1,0 +1,180 @@
+"""
+Writes an AlignGPT as a stock LLaVA, for servers that know only that:
+
+    aligngpt export-llava aligngpt-7b --out llava-7b
+    aligngpt export-llava aligngpt-7b --out llava-7b --calibration questions.json --image_folder images
+
+The alignment vector becomes one for all images, in the embedding row of `<align>`: the global embedding plus the mean
+of the local ones (the mode `average`), or plus their mix by the gate's mean weights over the calibration records. What
+is lost is the gate: it no longer looks at image and question. The exported chat template writes `<align>` after BOS
+where a chat has an image; a prompt written by hand has to.
+"""
+
+import logging
+from dataclasses import dataclass, field
+
+import torch
+from transformers import (
+    AutoProcessor,
+    HfArgumentParser,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+)
+
+from aligngpt.processing import AlignGPTProcessor
+from aligngpt.processing.atomic_output import new_folder
+
+from .modeling_aligngpt import AlignGPTForConditionalGeneration
+
+
+logger = logging.getLogger(__name__)
+
+BOS = "{{- bos_token -}}"
+WRITE_ALIGN = """{%- set found = namespace(image=false) -%}
+{%- for message in messages -%}
+    {%- if message.content is not string -%}
+        {%- for part in message.content if part.type == "image" -%}{%- set found.image = true -%}{%- endfor -%}
+    {%- endif -%}
+{%- endfor -%}
+{%- if found.image -%}{{- "<align>" -}}{%- endif -%}
+"""
+
+
+@torch.no_grad()
+def export_llava(
+    model: AlignGPTForConditionalGeneration, processor: AlignGPTProcessor, weights: torch.Tensor | None = None
+) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+    """
+    A LLaVA whose logits are the model's with one alignment vector for all images, and its processor. The LLaVA shares
+    the model's weights and takes over its embeddings: use the model no more.
+
+    Args:
+        model, processor: an AlignGPT.
+        weights (`torch.Tensor` of shape `(N-1,)`, *optional*): of the local alignment embeddings; equal ones if not
+            given, as in the mode `average`.
+
+    Raises:
+        ValueError: if LLaVA's classes cannot hold the model: several scales, or a tower or head that they do not know.
+    """
+    model.eval()
+    table = model.model.alignment_embeddings.weight
+    if weights is None:
+        weights = table.new_full((len(table) - 1,), 1 / (len(table) - 1))
+    vector = table[-1] + weights.to(table) @ table[:-1]
+    size = model.config.image_size
+    probe = processor(
+        images=torch.rand(3, size, size, generator=torch.Generator().manual_seed(0)).mul(255).byte().numpy(),
+        text="<image> a",
+        return_tensors="pt",
+    ).to(model.device, model.dtype)
+    expected = model(**probe, alignment_vectors=vector[None]).logits
+
+    known = LlavaConfig().to_dict()
+    values = {name: value for name, value in model.config.to_dict().items() if name in known}
+    for name in ("model_type", "architectures", "transformers_version"):
+        values.pop(name, None)
+    # The row of <align> in the head has to stay what it is
+    values |= {"tie_word_embeddings": False, "image_seq_length": model.config.image_seq_length}
+    values["text_config"] = values["text_config"] | {"tie_word_embeddings": False}
+    config = LlavaConfig(**values)
+    with torch.device("meta"):
+        llava = LlavaForConditionalGeneration(config).eval()
+    for name in ("vision_tower", "multi_modal_projector", "language_model"):
+        setattr(llava.model, name, getattr(model.model, name))
+    llava.lm_head = torch.nn.Linear(*reversed(model.lm_head.weight.shape), bias=False, device="meta")
+    llava.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+    llava.get_input_embeddings().weight[model.config.align_token_id] = vector
+    llava.generation_config, llava.config.dtype = model.generation_config, model.dtype
+    try:
+        logits = llava(**{name: probe[name] for name in ("input_ids", "attention_mask", "pixel_values")}).logits
+        same = torch.allclose(logits.float(), expected.float(), rtol=1e-3, atol=1e-3)
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(f"LLaVA's classes cannot run this model: {error}") from error
+    if not same:
+        raise ValueError("LLaVA's classes do not give this model's logits: its tower or its head is none they know.")
+
+    templates = processor.chat_template
+    templates = templates if isinstance(templates, dict) else {"default": templates}
+    stock = LlavaProcessor(
+        processor.image_processor,
+        processor.tokenizer,
+        patch_size=processor.patch_size,
+        vision_feature_select_strategy=processor.vision_feature_select_strategy,
+        num_additional_image_tokens=processor.num_additional_image_tokens,
+        image_token=processor.image_token,
+        chat_template=_write_align(templates["default"], processor.align_token),
+    )
+    return llava, stock
+
+
+def _write_align(template: str, align_token: str) -> str:
+    write = WRITE_ALIGN.replace("<align>", align_token)
+    return template.replace(BOS, BOS + write, 1) if BOS in template else write + template
+
+
+@torch.no_grad()
+def mean_gate_weights(
+    model: AlignGPTForConditionalGeneration, processor: AlignGPTProcessor, records, num_records: int = 256
+) -> torch.Tensor:
+    """
+    The gate's mean weights (N-1,) over records with images, as `aligngpt.training.data.load_training_data` gives them.
+
+    Raises:
+        ValueError: if none of the records has an image.
+    """
+    total, count = 0, 0
+    for record in records:
+        if not record["images"] or count == num_records:
+            continue
+        images = [{"type": "image", "image": image} for image in record["images"]]
+        first, *rest = [message for message in record["messages"] if message["role"] != "system"]
+        content = [*images, {"type": "text", "text": first["content"]}]
+        inputs = processor.apply_chat_template(
+            [{"role": "user", "content": content}],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+        ).to(model.device, model.dtype)
+        total, count = total + model.get_alignment_weights(**inputs)[0].float(), count + 1
+    if count == 0:
+        raise ValueError("None of the calibration records has an image.")
+    return total / count
+
+
+@dataclass
+class ExportArguments:
+    """What to export, and where to."""
+
+    source: str = field(metadata={"help": "Hub id or folder of an AlignGPT."})
+    out: str = field(metadata={"help": "Folder of the LLaVA; must not be there yet."})
+    calibration: str | None = field(
+        default=None,
+        metadata={"help": "Records over which the gate's weights are averaged: JSON, JSON Lines, parquet."},
+    )
+    image_folder: str | None = field(default=None, metadata={"help": "Folder that their image paths start from."})
+    num_records: int = field(default=256, metadata={"help": "How many records to take at most."})
+    max_shard_size: str = field(default="5GB", metadata={"help": "Size of a file of weights."})
+
+
+def main(arguments: list[str]) -> None:
+    """The command `aligngpt export-llava`."""
+    if arguments and not arguments[0].startswith("-"):
+        arguments = ["--source", *arguments]
+    parser = HfArgumentParser(ExportArguments, prog="aligngpt export-llava", description=__doc__.split("\n\n")[0])
+    (args,) = parser.parse_args_into_dataclasses(arguments)
+    with new_folder(args.out) as folder:
+        model = AlignGPTForConditionalGeneration.from_pretrained(args.source).eval()
+        processor = AutoProcessor.from_pretrained(args.source)
+        weights = None
+        if args.calibration is not None:
+            from aligngpt.training.data import load_training_data  # TRL is not needed otherwise
+
+            records = load_training_data(args.calibration, args.image_folder)
+            weights = mean_gate_weights(model, processor, records, args.num_records)
+        llava, processor = export_llava(model, processor, weights)
+        llava.save_pretrained(folder, max_shard_size=args.max_shard_size)
+        processor.save_pretrained(folder)
+    shown = "equal" if weights is None else " ".join(f"{weight:.3f}" for weight in weights.tolist())
+    logger.info("Weights of the local alignment embeddings: %s. Written to %s.", shown, args.out)
