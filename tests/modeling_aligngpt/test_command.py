@@ -33,7 +33,7 @@ def test_every_command_tells_its_arguments(command, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["aligngpt", command, "--help"])
     with pytest.raises(SystemExit) as stopped:
         main()
-    assert stopped.value.code == 0 and "--output_dir" in capsys.readouterr().out
+    assert stopped.value.code == 0 and "--out" in capsys.readouterr().out
 
 
 def test_arguments_may_be_written_with_hyphens_or_underscores(monkeypatch, tmp_path):

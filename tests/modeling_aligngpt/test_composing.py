@@ -1,9 +1,20 @@
 """A model from a tower and a language model."""
 
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, CLIPConfig, CLIPModel
+from transformers import (
+    AutoModel,
+    CLIPConfig,
+    CLIPModel,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from aligngpt.composing import compose
 
@@ -67,3 +78,49 @@ def test_a_part_without_some_of_its_weights_is_an_error(vision_folder, text_fold
     save_file({key: tensor for key, tensor in weights.items() if key != name}, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match=r"has no weights for .*q_proj\.weight"):
         compose(str(tmp_path), str(text_folder))
+
+
+PEAK = """
+import shutil, sys, threading, time
+from pathlib import Path
+from aligngpt.compose_command import main
+
+
+def resident():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS"))
+
+
+before, peak, done = resident(), 0, threading.Event()
+
+
+def watch():
+    global peak
+    while not done.wait(0.005):
+        peak = max(peak, resident())
+
+
+watcher = threading.Thread(target=watch)
+watcher.start()
+main(["--vision", "vision", "--text", "text", "--out", "out", "--max_shard_size", "100MB"])
+done.set()
+watcher.join()
+print(peak - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="reads the memory from /proc")
+def test_composing_takes_little_more_memory_than_the_parts(vision_folder, text_folder, run_python, tmp_path):
+    shutil.copytree(text_folder, tmp_path / "text", ignore=shutil.ignore_patterns("*.safetensors"))
+    shutil.copytree(vision_folder, tmp_path / "vision", ignore=shutil.ignore_patterns("*.safetensors"))
+    sizes = {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16}
+    text = LlamaConfig(**sizes, vocab_size=32000, num_hidden_layers=24)
+    vision = CLIPVisionConfig(**sizes, num_hidden_layers=12, image_size=112, patch_size=14)
+    for folder, model in (("text", LlamaForCausalLM(text)), ("vision", CLIPVisionModel(vision))):
+        model.half().save_pretrained(tmp_path / folder)
+    parts = sum(file.stat().st_size for file in tmp_path.rglob("*.safetensors"))
+    assert parts > 1e9
+    peak = int(run_python(PEAK, tmp_path).split()[-1])
+    assert peak < 1.15 * parts
+    assert len(list((tmp_path / "out").glob("*.safetensors"))) > 10
