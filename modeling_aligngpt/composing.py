@@ -131,15 +131,8 @@ def assemble(
             f"{(logits - expected).abs().max():.3g}: it does more to them than AlignGPT knows."
         )
 
-    generation_config = model.generation_config = language_model.generation_config
-    generation_config.suppress_tokens = find_unspeakable_tokens(model, tokenizer, expected.shape[-1])
-    generation_config.pad_token_id = tokenizer.pad_token_id
-    end_of_turn = tokenizer.get_vocab().get(END_OF_TURN.get(chat_template))
-    eos = generation_config.eos_token_id
-    eos = [tokenizer.eos_token_id] if eos is None else [eos] if isinstance(eos, int) else eos
-    if end_of_turn is not None and end_of_turn not in eos:
-        eos = [*eos, end_of_turn]  # answers stop where the template says that they end
-    generation_config.eos_token_id = eos if len(eos) > 1 else eos[0]
+    model.generation_config = language_model.generation_config
+    settle_generation(model, tokenizer, expected.shape[-1], END_OF_TURN.get(chat_template))
     return model, make_processor(config, tokenizer, tower_processor, chat_templates)
 
 
@@ -161,12 +154,29 @@ def add_token_rows(model: AlignGPTForConditionalGeneration, tokenizer: PreTraine
         weight[align] = torch.randn_like(weight[align], dtype=torch.float32).to(weight) * weight.float().std()
 
 
-def find_unspeakable_tokens(
-    model: AlignGPTForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, old_size: int
-) -> list[int]:
-    """Ids that no answer may have: the placeholders, and the rows of padding that were added to `old_size` ones."""
+def settle_generation(
+    model: AlignGPTForConditionalGeneration,
+    tokenizer: PreTrainedTokenizerBase,
+    old_size: int,
+    end_of_turn: str | None = None,
+) -> None:
+    """
+    Sees to it that answers end where the chat template says that they end, and hold neither placeholders nor rows of
+    padding, which were added to `old_size` rows; and that the settings can be saved.
+    """
+    config = model.generation_config
     padding = range(max(old_size, len(tokenizer)), len(model.get_input_embeddings().weight))
-    return sorted({tokenizer.image_token_id, tokenizer.align_token_id, *padding})
+    config.suppress_tokens = sorted({tokenizer.image_token_id, tokenizer.align_token_id, *padding})
+    config.pad_token_id = tokenizer.pad_token_id
+    eos = config.eos_token_id
+    eos = [tokenizer.eos_token_id] if eos is None else [eos] if isinstance(eos, int) else eos
+    end_token_id = tokenizer.get_vocab().get(end_of_turn)
+    eos = eos if end_token_id is None or end_token_id in eos else [*eos, end_token_id]
+    config.eos_token_id = eos if len(eos) > 1 else eos[0]
+    if not config.do_sample:
+        # Vicuna's settings have a temperature without sampling, which has no effect, and which transformers refuses to
+        # save: at the end of a training run
+        config.temperature = config.top_p = config.top_k = None
 
 
 def make_processor(

@@ -40,11 +40,11 @@ from .composing import (
     add_token_rows,
     assemble,
     choose_chat_template,
-    find_unspeakable_tokens,
     load_tower,
     load_tower_processor,
     make_processor,
     quiet,
+    settle_generation,
 )
 from .configuration_aligngpt import AlignGPTConfig
 from .modeling_aligngpt import AlignGPTForConditionalGeneration
@@ -240,7 +240,7 @@ def _convert_llava(path: str) -> Conversion:
         raise ValueError(f"{path} has missing or unexpected weights: {wrong[:5]}")
     old_size = len(model.get_input_embeddings().weight)
     add_token_rows(model, tokenizer)
-    model.generation_config.suppress_tokens = find_unspeakable_tokens(model, tokenizer, old_size)
+    settle_generation(model, tokenizer, old_size)
     template = load_chat_template(choose_chat_template(tokenizer))
     templates = {"default": template, "plain": load_chat_template("plain")}
     processor = make_processor(

@@ -1,5 +1,6 @@
 """A model from a tower and a language model."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -78,6 +79,16 @@ def test_a_part_without_some_of_its_weights_is_an_error(vision_folder, text_fold
     save_file({key: tensor for key, tensor in weights.items() if key != name}, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match=r"has no weights for .*q_proj\.weight"):
         compose(str(tmp_path), str(text_folder))
+
+
+def test_settings_of_generation_that_vicuna_has_can_be_saved(vision_folder, text_folder, tmp_path):
+    shutil.copytree(text_folder, tmp_path / "text")
+    settings = {"bos_token_id": 1, "eos_token_id": 2, "max_length": 4096, "temperature": 0.9, "top_p": 0.6}
+    (tmp_path / "text" / "generation_config.json").write_text(json.dumps(settings))
+    model, _ = compose(str(vision_folder), str(tmp_path / "text"))
+    model.save_pretrained(tmp_path / "saved")
+    saved = json.loads((tmp_path / "saved" / "generation_config.json").read_text())
+    assert saved["max_length"] == 4096 and saved["eos_token_id"] == 2 and "temperature" not in saved
 
 
 PEAK = """
