@@ -7,7 +7,8 @@ Checkpoints of others become AlignGPT:
     aligngpt convert llava-hf/llava-1.5-7b-hf --out aligngpt-start        LLaVA-1.5, as a start of stage 1
 
 Every weight is accounted for: used, left aside for a reason, or new. Anything else is an error, and the output folder
-is there whole or not at all. Source of the authors' names and behaviour: their released code (METHOD, section 6).
+is there whole or not at all. Source of the authors' names and behaviour: their released code. Over the house's 250
+lines: three formats, and each thing that may be wrong with them by name.
 """
 
 import json

@@ -194,6 +194,13 @@ def test_settings_of_the_authors_configuration_arrive(converted, text_folder):
     assert model.config.text_config.max_position_embeddings == 512 and model.config.text_config.model_type == "llama"
 
 
+@pytest.mark.parametrize("aspect_ratio", ["square", None])
+def test_without_padding_in_the_authors_configuration_there_is_none(aspect_ratio, source):
+    config = json.loads((source / "config.json").read_text()) | {"image_aspect_ratio": aspect_ratio}
+    (source / "config.json").write_text(json.dumps(config))
+    assert not convert(str(source)).processor.image_processor.do_pad
+
+
 def test_every_weight_is_accounted_for(source, authors):
     conversion = convert(str(source))
     index = json.loads((source / "pytorch_model.bin.index.json").read_text())["weight_map"]
