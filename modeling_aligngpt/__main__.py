@@ -24,7 +24,10 @@ def main() -> None:
             sys.stdout.write(usage + "\n")
             return
         sys.exit(f"aligngpt: there is no command {name!r}\n{usage}")
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logger = logging.getLogger("aligngpt")  # not the root: libraries would tell of every request
+    logger.setLevel(logging.INFO)
+    if not logger.handlers:
+        logger.addHandler(logging.StreamHandler())
     importlib.import_module(COMMANDS[name][0]).main(arguments)
 
 

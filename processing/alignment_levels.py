@@ -26,6 +26,7 @@ class LevelCuts:
         scorer (`str`, *optional*): id of the model that scored them.
         scorer_revision (`str`, *optional*): its revision.
         seed (`int`, *optional*): of random levels.
+        min_level (`int`): pairs of lower levels were left out of the data.
     """
 
     rule: Literal["equal-frequency", "equal-width", "random", "given"]
@@ -35,6 +36,7 @@ class LevelCuts:
     scorer: str | None = None
     scorer_revision: str | None = None
     seed: int | None = None
+    min_level: int = 0
 
     def save(self, path: str | Path) -> None:
         """Writes the side file."""
@@ -49,7 +51,8 @@ class LevelCuts:
             ValueError: if the file does not hold N-1 ascending cut points.
         """
         values = json.loads(Path(path).read_text(encoding="utf-8"))
-        cuts = cls(**{field.name: values.get(field.name) for field in fields(cls)})
+        names = {field.name for field in fields(cls)}
+        cuts = cls(**{name: value for name, value in values.items() if name in names})
         points = cuts.cut_points
         if not points or len(points) != cuts.num_levels - 1 or sorted(points) != points:
             raise ValueError(f"{path} has no {cuts.num_levels} - 1 ascending cut points: {points}")

@@ -30,7 +30,7 @@ class AlignmentScorer:
             bfloat16), else float32.
 
     Raises:
-        TypeError: if the model is no dual encoder.
+        TypeError: if the model is no dual encoder, or its image processor is of another kind than CLIP's.
     """
 
     def __init__(
@@ -55,6 +55,7 @@ class AlignmentScorer:
         # SigLIP was trained with full rows and pools at their last token
         self.padding = "max_length" if "siglip" in self.model.config.model_type else "longest"
         self._largest_batch: int | None = None
+        self._check_preparation(model_name_or_path)
 
     def preparer(self, image_folder: str | None = None) -> PairPreparer:
         """What makes records ready for `score_batch`."""
@@ -103,6 +104,16 @@ class AlignmentScorer:
             else:
                 pixel_values.unflatten(-1, (-1, len(mean))).sub_(mean).div_(std)
         return pixel_values.to(self.model.dtype)
+
+    def _check_preparation(self, name: str) -> None:
+        """Whether resizing and normalising is all that the image processor does; ALIGN's does more."""
+        noise = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+        prepared = self.preparer().__getitems__([{"image": Image.fromarray(noise), "caption": "a"}])
+        inputs = prepared["image_inputs"] | {"pixel_values": prepared["image_inputs"]["pixel_values"].to(self.device)}
+        ours = self._normalize(inputs["pixel_values"]).float().cpu()
+        theirs = self.image_processor(Image.fromarray(noise), return_tensors="pt")["pixel_values"]
+        if not torch.allclose(ours, theirs, atol=1e-5 if self.model.dtype == torch.float32 else 0.05):
+            raise TypeError(f"The image processor of {name} does more than to resize, rescale and normalise.")
 
     def prepare(
         self, batches: Iterable[list[Any]], image_folder: str | None = None, num_workers: int = 0

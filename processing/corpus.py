@@ -1,8 +1,9 @@
 """
 Corpora of image-text pairs as shards whose rows are read one after the other: LLaVA's JSON or JSON Lines, webdataset
-tars, and whatever datasets loads.
+tars, and whatever datasets loads. Over the house's 250 lines: the ways in which users keep pairs, side by side.
 """
 
+import hashlib
 import os
 import posixpath
 from collections.abc import Callable, Iterator
@@ -23,6 +24,8 @@ from .records import PairFault
 
 FORMATS = {"json": "json", "jsonl": "json", "ndjson": "json", "tar": "tar"}
 FORMATS |= {name: name for name in ("parquet", "csv", "arrow")}
+# pandas' and Arrow's complaints about a file are ValueErrors, or of these
+BROKEN_TABLE = (ValueError, OSError, EOFError, RuntimeError, StopIteration, pyarrow.ArrowException)
 FILE_READERS = {"json": read_json, "tar": read_tar}
 
 
@@ -35,7 +38,8 @@ class Shard:
         name (`str`): unique in the corpus; with a row's number it is the key of a pair, for ids need not be unique.
         read (`Callable[[int], Iterator[Row]]`): the rows from one on; a row that cannot be read is a `PairFault`.
         embedded_images (`bool`): whether images are bytes in the rows; else they are paths.
-        fingerprint (`str`): changes if the shard does: a local file's size and time, or the dataset's own.
+        fingerprint (`str`): changes if the shard does: a local file's size and a hash of its
+            ends, or the dataset's own.
         count_rows (`Callable[[], int | None]`): how many rows there are, if that is quickly told.
     """
 
@@ -144,12 +148,21 @@ def _file_shards(files: list[str], streaming: bool) -> list[Shard]:
     if unknown:
         raise ValueError(f"The format of {unknown[0]} is unknown; known are {sorted(FORMATS)}.")
     tables = [file for file in files if FORMATS[_extension(file)] not in ("json", "tar")]
-    # One look for all of them: a corpus may have thousands
-    embedded = bool(tables) and with_encoded_images(_load_table(tables[0]))[1]
-    return [_file_shard(file, file[len(stem) :].lstrip("/"), streaming, file in tables and embedded) for file in files]
+    embedded = False
+    for table in tables:
+        try:
+            embedded = with_encoded_images(_load_table(table))[1]
+            break  # one look for all of them: a corpus may have thousands
+        except BROKEN_TABLE:  # told when it is read
+            embedded = True
+    count_tars = len(files) <= 200  # they have to be gone through to be counted
+    return [
+        _file_shard(file, file[len(stem) :].lstrip("/"), streaming, file in tables and embedded, count_tars)
+        for file in files
+    ]
 
 
-def _file_shard(file: str, name: str, streaming: bool, embedded: bool) -> Shard:
+def _file_shard(file: str, name: str, streaming: bool, embedded: bool, count_tars: bool) -> Shard:
     file_format, is_local = FORMATS[_extension(file)], os.path.isfile(file)
 
     def read(start: int) -> Iterator[Row]:
@@ -158,18 +171,45 @@ def _file_shard(file: str, name: str, streaming: bool, embedded: bool) -> Shard:
         if file_format in FILE_READERS:
             yield from islice(FILE_READERS[file_format](path), start, None)
         else:
-            yield from _read_dataset(with_encoded_images(_load_table(path, file_format))[0], name, start)
+            yield from _read_table(path, file_format, name, start)
 
     def count_rows() -> int | None:
-        if is_local and file_format == "tar":
-            return count_tar(file)
-        if is_local and file_format == "json":
+        if not is_local:
+            return None
+        if file_format == "tar":
+            return count_tar(file) if count_tars else None
+        if file_format == "json":
             return sum(1 for _ in read_json(file))
-        return pyarrow.parquet.read_metadata(file).num_rows if is_local and file_format == "parquet" else None
+        try:
+            return pyarrow.parquet.read_metadata(file).num_rows if file_format == "parquet" else None
+        except BROKEN_TABLE:
+            return None
 
-    # By size, not by time: a copy on another machine is the same corpus
-    fingerprint = str(os.path.getsize(file)) if is_local else file
+    fingerprint = _fingerprint(file) if is_local else file
     return Shard(name, read, file_format == "tar" or embedded, fingerprint, count_rows)
+
+
+def _fingerprint(file: str) -> str:
+    """By what is in it, not by time: a copy on another machine is the same corpus. Not all of it: it may be large."""
+    size = os.path.getsize(file)
+    with open(file, "rb") as stream:
+        ends = stream.read(65536)
+        stream.seek(max(0, size - 65536))
+        ends += stream.read()
+    return f"{size}-{hashlib.sha256(ends).hexdigest()[:16]}"
+
+
+def _read_table(file: str, file_format: str, name: str, start: int) -> Iterator[Row]:
+    try:
+        if file_format == "parquet" and os.path.isfile(file) and pyarrow.parquet.read_metadata(file).num_rows == 0:
+            return  # which datasets cannot stream
+        dataset = with_encoded_images(_load_table(file, file_format))[0]
+    except BROKEN_TABLE as error:
+        if not os.path.isfile(file):
+            raise  # more likely the network
+        yield PairFault("broken_shard", f"{name} cannot be read: {error}")
+        return
+    yield from _read_dataset(dataset, name, start, os.path.isfile(file))
 
 
 def _load_table(file: str, file_format: str | None = None) -> datasets.IterableDataset:
@@ -188,28 +228,49 @@ def _dataset_shard(
 
     def read(start: int) -> Iterator[Row]:
         for row in _read_dataset(dataset, name, start):
-            yield {key: _with_bytes(row[key]) for key in row} if paths_by_datasets and isinstance(row, dict) else row
+            try:
+                is_path = paths_by_datasets and isinstance(row, dict)
+                yield {key: _with_bytes(row[key]) for key in row} if is_path else row
+            except OSError as error:
+                yield PairFault("missing", f"An image of {name} cannot be read: {error}")
 
     return Shard(name, read, embedded, fingerprint, count_rows)
 
 
-def _read_dataset(dataset: datasets.Dataset | datasets.IterableDataset, name: str, start: int) -> Iterator[Row]:
+def _read_dataset(
+    dataset: datasets.Dataset | datasets.IterableDataset, name: str, start: int, is_local: bool = False
+) -> Iterator[Row]:
+    broken = BROKEN_TABLE if is_local else (pyarrow.ArrowInvalid,)
     try:
         yield from dataset.skip(start)
-    except pyarrow.ArrowInvalid as error:
+    except broken as error:
         yield PairFault("broken_shard", f"The rest of {name} cannot be read: {error}")
 
 
 def with_encoded_images(dataset: Any) -> tuple[Any, bool]:
-    """The dataset with its images left encoded, to be decoded once, where faults are caught; and if there are any."""
+    """The dataset with its images left encoded, to be decoded once, where faults are caught; and if it has any."""
+    try:
+        features = dataset.features or dataset._resolve_features().features
+    except pyarrow.ArrowInvalid:  # of pictures that a function of the user's made
+        features = None
+    if features is None:
+        return dataset, True
     embedded = False
-    for column, feature in (dataset.features or dataset._resolve_features().features).items():
+    for column, feature in features.items():
         if (undecoded := _undecoded(feature)) is not feature:
-            dataset, embedded = dataset.cast_column(column, undecoded), True
-        is_value = isinstance(feature, datasets.Value)
-        embedded |= column in ("image", "images") and isinstance(feature, dict)  # bytes and path, by another library
-        embedded |= is_value and feature.dtype in ("binary", "large_binary")
+            dataset = dataset.cast_column(column, undecoded)
+        embedded |= _may_hold_images(feature)
     return dataset, embedded
+
+
+def _may_hold_images(feature: Any) -> bool:
+    if isinstance(feature, datasets.List):
+        return _may_hold_images(feature.feature)
+    if isinstance(feature, dict):
+        return "bytes" in feature
+    return isinstance(feature, datasets.Image) or (
+        isinstance(feature, datasets.Value) and feature.dtype.startswith(("binary", "large_binary"))
+    )
 
 
 def _undecoded(feature: Any) -> Any:

@@ -3,7 +3,9 @@ Rows of JSON, JSON Lines and webdataset tars, one after the other. They are read
 corpus of millions has rows that no schema fits, and these must be reported, not end the run.
 """
 
+import gzip
 import json
+import lzma
 import posixpath
 import tarfile
 import zlib
@@ -17,26 +19,29 @@ import ijson
 from .records import PairFault
 
 
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "jp2", "ppm", "pgm")
 CAPTION_EXTENSIONS = ("txt", "caption", "text")
 
+TWICE = b"twice"  # in place of the content of a file that comes twice, compared by identity
+
 Row = dict[str, Any] | PairFault
+BROKEN = (ValueError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, tarfile.ReadError)
 
 
 def read_json(file: str) -> Iterator[Row]:
     """Rows of a JSON array or of JSON Lines; which of the two it is shows in the first character."""
-    with fsspec.open(file, "rb", compression="infer") as stream:
-        first = stream.read(1)
-        while first and (first.isspace() or first in b"\xef\xbb\xbf"):
-            first = stream.read(1)
     row = 0
     try:
+        with fsspec.open(file, "rb", compression="infer") as stream:
+            first = stream.read(1)
+            while first and (first.isspace() or first in b"\xef\xbb\xbf"):
+                first = stream.read(1)
         with fsspec.open(file, "rb", compression="infer") as stream:
             records = _read_array(stream, file) if first == b"[" else _read_lines(stream)
             for row, record in enumerate(records, start=1):  # noqa: B007
                 is_row = isinstance(record, dict | PairFault)
                 yield record if is_row else PairFault("malformed_record", f"The row is {record!r}, no object.")
-    except (ValueError, EOFError, zlib.error) as error:
+    except BROKEN as error:
         yield PairFault("broken_shard", f"Nothing after the first {row} rows of {file} can be read: {error}")
 
 
@@ -60,11 +65,28 @@ def _read_array(stream: BinaryIO, file: str) -> Iterator[Any]:
             yield from islice(json.load(text), row, None)
 
 
+def _open_tar(stream: BinaryIO) -> tarfile.TarFile:
+    return tarfile.open(fileobj=stream, mode="r|*", tarinfo=_StrictTarInfo)
+
+
+class _StrictTarInfo(tarfile.TarInfo):
+    """tarfile takes a broken header for the end of the file, and the rest would be lost without a word."""
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        try:
+            return super().fromtarfile(archive)
+        except tarfile.EOFHeaderError:  # the block of zeros that ends a tar
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(f"a header is broken: {error}") from error
+
+
 def read_tar(file: str) -> Iterator[Row]:
     """Rows of a webdataset tar: neighbouring files with one name up to its first dot are one sample."""
     sample, files = None, {}
     try:
-        with fsspec.open(file, "rb") as stream, tarfile.open(fileobj=stream, mode="r|*") as archive:
+        with fsspec.open(file, "rb") as stream, _open_tar(stream) as archive:
             for member in archive:
                 if (name := _sample_of(member)) is None:
                     continue
@@ -72,10 +94,11 @@ def read_tar(file: str) -> Iterator[Row]:
                     yield _sample_record(sample, files)
                     files = {}
                 sample = name[0]
-                files[name[1]] = archive.extractfile(member).read()
+                content = archive.extractfile(member).read()
+                files[name[1]] = TWICE if name[1] in files else content
         if files:
             yield _sample_record(sample, files)
-    except (tarfile.ReadError, EOFError, zlib.error) as error:
+    except BROKEN as error:
         # The sample at hand is cut off with the rest
         yield PairFault("broken_shard", f"Nothing from sample {sample} of {file} on can be read: {error}")
 
@@ -89,6 +112,8 @@ def _sample_of(member: tarfile.TarInfo) -> tuple[str, str] | None:
 
 def _sample_record(sample: str, files: dict[str, bytes]) -> Row:
     record = {"id": sample}
+    if twice := [name for name, content in files.items() if content is TWICE]:
+        return PairFault("malformed_record", f"Sample {sample} has several files {sample}.{twice[0]}.")
     try:
         if "json" in files:
             record |= json.loads(files["json"])
@@ -104,9 +129,10 @@ def _sample_record(sample: str, files: dict[str, bytes]) -> Row:
 
 
 def count_tar(file: str) -> int | None:
+    """Samples of a local tar; None if it is broken."""
     try:
         with tarfile.open(file) as archive:
             names = [name[0] for member in archive if (name := _sample_of(member)) is not None]
-    except (tarfile.ReadError, EOFError, zlib.error):
+    except (*BROKEN, OSError):
         return None
     return sum(1 for index, name in enumerate(names) if index == 0 or names[index - 1] != name)

@@ -7,12 +7,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from .records import PairFault
 
 
 EXIF_ORIENTATION = 0x0112
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class ImageFolderNeededError(ValueError):
+    """An image is a path, and nobody said where it starts."""
 
 
 def open_image(source: Any, image_folder: str | None = None) -> tuple[Image.Image, list[str]]:
@@ -26,9 +39,9 @@ def open_image(source: Any, image_folder: str | None = None) -> tuple[Image.Imag
         image_folder (`str`, *optional*): needed where sources are paths.
 
     Raises:
-        PairFault: `missing`, `outside_image_folder`, `zero_sized`, `truncated`, `corrupt` or `decompression_bomb`
-            (more pixels than `PIL.Image.MAX_IMAGE_PIXELS`).
-        ValueError: if the source is a path and there is no image folder.
+        PairFault: `missing`, `unreadable`, `outside_image_folder`, `zero_sized`, `truncated`, `corrupt` or
+            `decompression_bomb` (more pixels than `PIL.Image.MAX_IMAGE_PIXELS`).
+        ImageFolderNeededError: if the source is a path and there is no image folder.
     """
     if isinstance(source, dict):
         source = source.get("bytes") or source.get("path")
@@ -43,12 +56,25 @@ def open_image(source: Any, image_folder: str | None = None) -> tuple[Image.Imag
 
     if 0 in image.size:
         raise PairFault("zero_sized", f"The picture is {image.size[0]} x {image.size[1]} pixels.")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of broken metadata and of transparency
+        try:
+            return _to_upright_rgb(image)
+        except Exception as error:  # Pillow's converters and readers of metadata raise whatever they stumble over
+            raise PairFault("corrupt", f"{type(error).__name__}: {error}") from error
+
+
+def _to_upright_rgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
     converted = []
     if getattr(image, "is_animated", False) and image.format != "MPO":  # MPO: a photograph with a preview
         converted.append("animated")
-    if image.getexif().get(EXIF_ORIENTATION, 1) != 1:
+    try:
+        orientation = image.getexif().get(EXIF_ORIENTATION)
+    except Exception:  # an image with broken metadata is still an image
+        orientation = None
+    if orientation in TURNS:
         converted.append("exif_rotated")
-        image = ImageOps.exif_transpose(image)
+        image = image.transpose(TURNS[orientation])  # ImageOps.exif_transpose writes the metadata anew, and may fail
     if image.mode.startswith("I"):
         values = np.asarray(image)
         if values.max(initial=0) > 255:
@@ -61,7 +87,9 @@ def open_image(source: Any, image_folder: str | None = None) -> tuple[Image.Imag
 
 def _read_file(path: str, image_folder: str | None) -> bytes:
     if image_folder is None:
-        raise ValueError(f"The image {path!r} is a path: name the folder that it starts from as the image folder.")
+        raise ImageFolderNeededError(
+            f"The image {path[:200]!r} is a path: name the folder that it starts from as the image folder."
+        )
     root = os.path.abspath(image_folder)
     # By the words of the path: a link inside the folder was put there by its owner, `../` was written by the corpus
     full = os.path.abspath(os.path.join(root, path))
@@ -71,7 +99,9 @@ def _read_file(path: str, image_folder: str | None) -> bytes:
         return Path(full).read_bytes()
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError, ValueError) as error:
         hint = " It is a URL: download the images first." if "://" in path else ""
-        raise PairFault("missing", f"There is no image {path!r} in {image_folder!r}.{hint}") from error
+        raise PairFault("missing", f"There is no image {path[:200]!r} in {image_folder!r}.{hint}") from error
+    except OSError as error:
+        raise PairFault("unreadable", f"The image {path[:200]!r} cannot be read: {error.strerror}") from error
 
 
 def _decode(data: bytes) -> Image.Image:

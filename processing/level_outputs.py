@@ -9,6 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from .score_folder import rows_per_group
+
 
 FILE_BYTES = 500_000_000  # of a table in memory; a file is smaller
 
@@ -20,7 +22,7 @@ def write_parquet(tables: Iterable[pa.Table], folder: Path) -> None:
         for table in tables:
             if writer is None:
                 writer = pq.ParquetWriter(folder / f"data-{number:05d}.parquet", table.schema)
-            writer.write_table(table)
+            writer.write_table(table, row_group_size=rows_per_group(table.schema))
             size += table.nbytes
             if size > FILE_BYTES:
                 writer.close()
@@ -40,9 +42,11 @@ def write_llava_json(tables: Iterable[pa.Table], folder: Path) -> None:
     with open(folder / "pairs.json", "w", encoding="utf-8") as file:
         separator = "[\n"
         for table in tables:
-            if pa.types.is_struct(table.schema.field("image").type):
-                raise ValueError("LLaVA's JSON has paths of images, this corpus has their bytes: use --to parquet.")
             for row in table.to_pylist():
+                if isinstance(row["image"], dict):
+                    if row["image"]["bytes"] is not None or row["image"]["path"] is None:
+                        raise ValueError("LLaVA's JSON has paths of images, these are bytes: use --to parquet.")
+                    row["image"] = row["image"]["path"]
                 file.write(separator + json.dumps(_llava_record(row), ensure_ascii=False))
                 separator = ",\n"
         file.write("\n]\n" if separator == ",\n" else "[]\n")

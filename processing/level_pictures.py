@@ -13,13 +13,14 @@ from .level_outputs import LevelSummary
 
 
 BINS = 120
+SHOWN_LEVELS = 32  # a sheet of hundreds takes minutes, and nobody looks at it
 
 
 def draw_levels(path: Path, histogram: ScoreHistogram, cuts: LevelCuts, summary: LevelSummary) -> None:
     """The scores' distribution with the cut points; where there are no cut points, how many pairs a level has."""
     figure = Figure(figsize=(9, 4.5), layout="constrained")
     axes = figure.subplots()
-    if cuts.cut_points:
+    if cuts.cut_points and len(histogram):
         used = np.flatnonzero(histogram.counts)
         lowest, highest = used[0] - STEPS, used[-1] - STEPS
         values = np.arange(lowest, highest + 1) / STEPS
@@ -35,13 +36,13 @@ def draw_levels(path: Path, histogram: ScoreHistogram, cuts: LevelCuts, summary:
         axes.set_xlabel("alignment level")
         axes.set_ylabel("pairs")
     by = f", scored by {cuts.scorer}" if cuts.scorer else ""
-    axes.set_title(f"{cuts.count:,} pairs in {cuts.num_levels} levels, {cuts.rule}{by}", fontsize=10)
+    axes.set_title(f"{cuts.count:,} pairs in {cuts.num_levels} levels, {cuts.rule}{by}", fontsize=10, parse_math=False)
     FigureCanvasAgg(figure).print_png(path)
 
 
 def draw_samples(path: Path, summary: LevelSummary, image_folder: str | None) -> None:
     """A sheet with some pairs of each level, a level a row, worst first."""
-    samples = summary.samples()
+    samples = summary.samples()[:SHOWN_LEVELS]
     columns = max(1, summary.samples_per_level)
     figure = Figure(figsize=(2.2 * columns, 2.6 * len(samples)), layout="constrained")
     for level, axes_of_level in enumerate(figure.subplots(len(samples), columns, squeeze=False)):
@@ -50,7 +51,9 @@ def draw_samples(path: Path, summary: LevelSummary, image_folder: str | None) ->
             try:
                 axes.imshow(open_image(row["image"], image_folder)[0])
             except ValueError as error:  # moved since it was scored; the captions are still worth a look
-                axes.text(0.5, 0.5, textwrap.fill(str(error), 26), ha="center", va="center", fontsize=6)
+                axes.text(
+                    0.5, 0.5, textwrap.fill(str(error), 26), ha="center", va="center", fontsize=6, parse_math=False
+                )
             caption = textwrap.shorten(row["caption"] or "", 110)
             score = "" if row["alignment_score"] is None else f"{row['alignment_score']:.3f}  "
             axes.set_xlabel(textwrap.fill(score + caption, 30), fontsize=7, parse_math=False)

@@ -3,6 +3,7 @@
 from typing import Any
 
 
+PLACEHOLDER = "<image>"  # where LLaVA's texts have an image; templates put images first
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 
 
@@ -10,9 +11,10 @@ class PairFault(ValueError):
     """
     Why a record cannot be used: `kind`, a word that reports count by, and a message with what was found.
 
-    Kinds of images: `missing`, `outside_image_folder`, `zero_sized`, `truncated`, `corrupt`, `decompression_bomb`,
-    `extreme_shape`, `several_images`. Of captions: `no_caption`, `empty_caption`, `non_string_caption`. Of records:
-    `malformed_record`, and `broken_shard` where the rest of a file cannot be read.
+    Kinds of images: `missing`, `unreadable`, `outside_image_folder`, `zero_sized`, `truncated`, `corrupt`,
+    `decompression_bomb`, `extreme_shape`, `several_images`. Of captions: `no_caption`, `empty_caption`,
+    `non_string_caption`. Of records: `malformed_record`, `broken_shard` where the rest of a file cannot be read, and
+    `unexpected` for anything else.
     """
 
     def __init__(self, kind: str, message: str):
@@ -24,30 +26,37 @@ class PairFault(ValueError):
 
 
 def get_images(record: dict[str, Any]) -> list[Any]:
-    """The record's `images` or `image`, as a list; empty for a text-only record."""
+    """
+    The record's `images` or `image`, or those inside its messages, as a list; empty for a text-only record.
+
+    Raises:
+        PairFault: `missing` if the text has a place for an image, and the record names none.
+    """
     for name in ("images", "image"):
         images = record.get(name)
         if images is not None and not (isinstance(images, list) and not images):
             return images if isinstance(images, list) else [images]
-    return []
+    parts = [part for turn in _turns(record) for part in _parts(turn) if part.get("type") == "image"]
+    images = [part[name] for part in parts for name in ("image", "path", "url") if part.get(name) is not None]
+    if not images and (parts or any(PLACEHOLDER in str(turn.get("value", "")) for turn in _turns(record))):
+        raise PairFault("missing", "The text has a place for an image, but the record names none.")
+    return images
 
 
 def get_messages(record: dict[str, Any]) -> list[dict[str, str]] | None:
     """
-    The conversation as messages with `role` and `content` (text, without `<image>` where LLaVA's `conversations` have
-    it); None if the record has only a caption.
+    The conversation as messages with `role` and `content`, text without `<image>`; None if the record has only a
+    caption.
 
     Raises:
         PairFault: `malformed_record` if a turn is not of that form, `non_string_caption` if a text is no string.
     """
-    if record.get("messages"):
-        turns = [_read_turn(record, turn, "role", "content") for turn in record["messages"]]
-    elif record.get("conversations"):
-        turns = [_read_turn(record, turn, "from", "value") for turn in record["conversations"]]
-        turns = [turn | {"content": turn["content"].replace("<image>", "").strip()} for turn in turns]
-    else:
-        return None
-    return turns
+    for name, keys in (("messages", ("role", "content")), ("conversations", ("from", "value"))):
+        if record.get(name):
+            if not isinstance(record[name], list):
+                raise PairFault("malformed_record", f"{name} is {record[name]!r}, no list of turns.")
+            return [_read_turn(turn, *keys) for turn in record[name]]
+    return None
 
 
 def get_caption(record: dict[str, Any]) -> str:
@@ -63,24 +72,39 @@ def get_caption(record: dict[str, Any]) -> str:
         if not any(message["role"] == "assistant" for message in messages):
             raise PairFault("no_caption", "The conversation has no assistant turn.")
     else:
-        caption = record.get("caption", record.get("text"))
+        caption = record.get("text") if record.get("caption") is None else record["caption"]
         if caption is None:
             raise PairFault("no_caption", f"There is none of messages, conversations, caption, text: {sorted(record)}")
     if not isinstance(caption, str):
         raise PairFault("non_string_caption", f"The caption is {caption!r}, not a string.")
+    caption = caption.replace(PLACEHOLDER, "")
     if not caption.strip():
         raise PairFault("empty_caption", "The caption is empty.")
     return caption
 
 
-def _read_turn(record: dict[str, Any], turn: Any, role_key: str, text_key: str) -> dict[str, str]:
+def _turns(record: dict[str, Any]) -> list[dict[str, Any]]:
+    turns = record.get("messages") or record.get("conversations") or []
+    return [turn for turn in turns if isinstance(turn, dict)] if isinstance(turns, list) else []
+
+
+def _parts(turn: dict[str, Any]) -> list[dict[str, Any]]:
+    content = turn.get("content")
+    return [part for part in content if isinstance(part, dict)] if isinstance(content, list) else []
+
+
+def _read_turn(turn: Any, role_key: str, text_key: str) -> dict[str, str]:
     if not isinstance(turn, dict) or role_key not in turn or text_key not in turn:
         raise PairFault("malformed_record", f"A turn has no {role_key!r} and {text_key!r}: {turn!r}")
-    if turn[role_key] not in ROLES:
-        raise PairFault("malformed_record", f"A turn is by {turn[role_key]!r}; known: {sorted(ROLES)}")
-    text = turn[text_key]
+    role, text = turn[role_key], turn[text_key]
+    if not isinstance(role, str) or role not in ROLES:
+        raise PairFault("malformed_record", f"A turn is by {role!r}; known: {sorted(ROLES)}")
     if isinstance(text, list):  # the parts of a multimodal message
-        text = "\n".join(part["text"] for part in text if isinstance(part, dict) and part.get("type") == "text")
+        texts = [part.get("text") for part in _parts(turn) if part.get("type") == "text"]
+        wrong = [part for part in texts if not isinstance(part, str)]
+        text = wrong[0] if wrong else "\n".join(texts)
     if not isinstance(text, str):
         raise PairFault("non_string_caption", f"The text of a turn is {text!r}, not a string.")
-    return {"role": ROLES[turn[role_key]], "content": text}
+    if PLACEHOLDER in text or role_key == "from":
+        text = text.replace(PLACEHOLDER, "").strip()
+    return {"role": ROLES[role], "content": text}

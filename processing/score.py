@@ -18,6 +18,7 @@ text-only + listed. Next: `aligngpt levels`.
 
 import logging
 import os
+import sys
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -62,6 +63,10 @@ class ScoreArguments:
     text_column: str | None = field(
         default=None, metadata={"help": "Column of captions, if not messages, conversations, caption or text."}
     )
+    retry_missing: bool = field(
+        default=False,
+        metadata={"help": "Score those parts anew in which images were missing or unreadable."},
+    )
     on_error: Literal["skip", "fail"] = field(
         default="skip", metadata={"help": "List a pair that cannot be scored and go on, or stop."}
     )
@@ -95,9 +100,10 @@ def score_corpus(
 
     Raises:
         PairFault: with `on_error="fail"`, for the first pair that cannot be scored; the message names it.
-        ValueError: if the output folder holds parts of another run.
+        ValueError: if the output folder holds parts of another run, or paths of images have no image folder.
         FloatingPointError: if a score is not finite; the message names the pair.
     """
+    _check(args)
     # Without cpu=True, processes that find no GPU would not know of each other, and all score everything
     state = PartialState(cpu=args.device == "cpu" or not torch.accelerator.is_available())
     scorer = AlignmentScorer(args.scorer, args.scorer_revision, args.device or state.device, args.dtype)
@@ -117,6 +123,8 @@ def score_corpus(
     batch_size, num_workers = _choose_speed(args, scorer.device)
     shares = share_out(len(shards), state.process_index, state.num_processes)
     done = folder.parts()
+    if args.retry_missing:
+        done -= folder.parts_to_retry(("missing", "unreadable"))
     shares = {shard: share for shard, share in shares.items() if not is_done(shard, share, done, folder)}
     features = output_features(has_images_inside)
 
@@ -140,7 +148,7 @@ def score_corpus(
                 continue
             # Left on the device until the part is written: nothing waits for a batch's scores
             scores.append(scorer.score_batch(prepared))
-            described = describe_rows(batch, prepared["pairs"], shards[batch.shard].name, args.keep_images)
+            described = describe_rows(batch, prepared["pairs"], shards[batch.shard].name, features, args.keep_images)
             faulty = [row for row in described if "fault" in row]
             if faulty and args.on_error == "fail":
                 raise PairFault(faulty[0]["fault"].kind, "Row {row} of {shard}, {id}: {fault}".format(**faulty[0]))
@@ -150,10 +158,19 @@ def score_corpus(
     return folder.write_report()
 
 
+def _check(args: ScoreArguments) -> None:
+    if args.image_folder is not None and not os.path.isdir(args.image_folder):
+        raise ValueError(f"There is no image folder {args.image_folder!r}.")
+    for name in ("rows_per_part", "batch_size"):
+        if (value := getattr(args, name)) is not None and value < 1:
+            raise ValueError(f"{name} is {value}; it has to be at least 1.")
+
+
 def _describe_run(args: ScoreArguments, scorer: AlignmentScorer, shards: list[Shard]) -> dict[str, Any]:
     """What scores depend on: a folder is continued only by a run that agrees in all but what is told beside."""
     return {
-        "scorer": args.scorer,
+        # A folder is known by the hash of its weights, wherever it is
+        "scorer": os.path.basename(os.path.abspath(args.scorer)) if os.path.isdir(args.scorer) else args.scorer,
         "scorer_revision": scorer.revision,
         "dtype": str(scorer.model.dtype).removeprefix("torch."),
         "keep_images": args.keep_images,
@@ -219,6 +236,8 @@ def main(arguments: list[str] | None = None) -> None:
         f" ({listed})" if listed else "",
         report["truncated_captions"],
     )
+    if report["rows"] and not report["scored"]:
+        sys.exit("No pair was scored: are --data, --image_folder, --image_column and --text_column right?")
     if broken := report["faults"].get("broken_shard"):
         logger.warning("%d file(s) could not be read to the end: rows after the break are in no count.", broken)
 

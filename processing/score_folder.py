@@ -22,6 +22,11 @@ import pyarrow.parquet as pq
 from .atomic_output import replacing, write_json
 
 
+def rows_per_group(schema: pa.Schema) -> int:
+    """Rows of a parquet row group: few where they hold images, for one above 2 GB cannot be read again."""
+    return 64 if pa.types.is_struct(schema.field("image").type) else 8192
+
+
 class ScoreFolder:
     """
     A folder of scores; see above for its files.
@@ -66,7 +71,7 @@ class ScoreFolder:
                     "Choose another output folder, or continue with the same arguments and data."
                 )
         else:
-            write_json(self.path / "run.json", run)
+            write_json(self.path / "run.json", run)  # the same by all processes that come at once
 
     def parts(self) -> set[tuple[int, int]]:
         """The (shard, part) that are whole."""
@@ -82,10 +87,19 @@ class ScoreFolder:
         """Notes that a shard ends after so many rows."""
         write_json(self.path / f"shard-{shard:05d}.json", {"rows": rows})
 
+    def parts_to_retry(self, kinds: tuple[str, ...]) -> set[tuple[int, int]]:
+        """The parts with a fault of one of these kinds."""
+        counts = {
+            part: self.part_file(*part).with_suffix(".json").read_text(encoding="utf-8") for part in self.parts()
+        }
+        faults = {part: {fault["kind"] for fault in json.loads(text)["faults"]} for part, text in counts.items()}
+        return {part for part, found in faults.items() if found.intersection(kinds)}
+
     def write_part(self, shard: int, part: int, table: pa.Table, counts: dict[str, Any]) -> None:
         """Writes a part: its rows, then its counts and faults."""
+        rows = rows_per_group(table.schema)
         with replacing(self.part_file(shard, part)) as temporary:
-            pq.write_table(table, temporary, row_group_size=1024)  # small groups: rows may hold images
+            pq.write_table(table, temporary, row_group_size=rows)
         write_json(self.part_file(shard, part).with_suffix(".json"), counts)
 
     def part_file(self, shard: int, part: int) -> Path:
@@ -116,7 +130,7 @@ class ScoreFolder:
                 counts = json.loads(self.part_file(*part).with_suffix(".json").read_text(encoding="utf-8"))
                 for fault in counts.pop("faults"):
                     faults[fault["kind"]] += 1
-                    file.write(json.dumps(fault, ensure_ascii=False) + "\n")
+                    file.write(json.dumps(fault) + "\n")
                 converted.update(counts.pop("converted"))
                 total.update(counts)
         report = {name: total[name] for name in ("rows", "scored", "text_only")} | {
@@ -130,4 +144,6 @@ class ScoreFolder:
         if not rows == report["rows"] == report["scored"] + report["text_only"] + report["listed"]:
             raise RuntimeError(f"The shards have {rows} rows, which is not what the parts count: {report}")
         write_json(self.path / "score_report.json", report)
+        for left_over in self.path.glob(".shard-*"):  # by processes that were killed
+            left_over.unlink(missing_ok=True)
         return report

@@ -71,19 +71,30 @@ def read_batches(
     yield RowBatch(index, None, row + 1, [])
 
 
-def describe_rows(batch: RowBatch, pairs: list[dict[str, Any]], shard: str, keep_images: bool) -> list[dict]:
+def describe_rows(
+    batch: RowBatch, pairs: list[dict[str, Any]], shard: str, features: datasets.Features, keep_images: bool
+) -> list[dict]:
     """Each row as the output has it, with what the part's counts need beside."""
     rows = []
     for row, (record, pair) in enumerate(zip(batch.records, pairs, strict=True), start=batch.start):
-        image = None if "fault" in pair or pair["text_only"] else get_images(record)[0]
-        if isinstance(image, bytes):
-            image = {"bytes": image, "path": None}
-        if isinstance(image, dict) and not keep_images:
-            image = {"bytes": None, "path": image.get("path")}
+        image = None
+        if "fault" not in pair and not pair["text_only"]:
+            image = output_image(get_images(record)[0], isinstance(features["image"], datasets.Image), keep_images)
         name = f"{shard}:{row}" if pair["id"] is None else pair["id"]
         rows.append(pair | {"shard_index": batch.shard, "part": batch.part})
         rows[-1] |= {"shard": shard, "row": row, "id": name, "image": image}
     return rows
+
+
+def output_image(image: Any, embedded: bool, keep_bytes: bool = True) -> str | dict[str, Any]:
+    """An image as the output has it: a path or, where the corpus may hold bytes, `{"bytes": ..., "path": ...}`."""
+    if not embedded:
+        return image["path"] if isinstance(image, dict) else image
+    if isinstance(image, str):
+        image = {"bytes": None, "path": image}
+    elif not isinstance(image, dict):
+        image = datasets.Image().encode_example(image)
+    return {"bytes": image.get("bytes") if keep_bytes else None, "path": image.get("path")}
 
 
 def output_features(embedded_images: bool) -> datasets.Features:

@@ -28,6 +28,8 @@ def load_training_data(path: str, image_folder: str | None = None) -> Dataset:
     Raises:
         ValueError: if a record has no text or text of an unknown form; the message names it.
     """
+    if (Path(path) / "pairs.json").is_file():
+        path = str(Path(path) / "pairs.json")
     files = str(Path(path) / "*.parquet") if Path(path).is_dir() else path
     file_format = "parquet" if files.endswith(".parquet") else "json"
     dataset = load_dataset(file_format, data_files=files, split="train")
@@ -52,7 +54,10 @@ def load_training_data(path: str, image_folder: str | None = None) -> Dataset:
 
 def _normalize_record(record: dict[str, Any], index: int, image_folder: str | None) -> dict[str, Any]:
     name = str(record["id"] if record.get("id") is not None else index)
-    images = get_images(record)
+    try:
+        images = get_images(record)
+    except PairFault as fault:
+        raise ValueError(f"Record {name}: {fault}") from fault
     images = [image if isinstance(image, str) or image["bytes"] is not None else image["path"] for image in images]
     if image_folder is not None:
         images = [
@@ -66,7 +71,8 @@ def _normalize_record(record: dict[str, Any], index: int, image_folder: str | No
         ]
     except PairFault as fault:
         raise ValueError(f"Record {name}: {fault}") from fault
-    level = record.get("alignment_level", record.get("similarity"))
+    level = record.get("alignment_level")
+    level = record.get("similarity") if level is None else level
     return {"id": name, "images": images, "messages": messages, "alignment_level": -1 if level is None else level}
 
 

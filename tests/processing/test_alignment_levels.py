@@ -71,6 +71,7 @@ def test_the_side_file_tells_how_the_levels_were_made(tmp_path):
         "scorer": "openai/clip",
         "scorer_revision": "abc",
         "seed": None,
+        "min_level": 0,
     }
 
 

@@ -6,6 +6,7 @@ import json
 import tarfile
 
 import datasets
+import fsspec
 import pytest
 from PIL import Image
 
@@ -190,6 +191,9 @@ def test_what_is_not_there_or_unknown_is_an_error(data, error, message, tmp_path
         ({"image": "x", "conversations": ["hi"]}, "malformed_record"),
         ({"image": "x", "messages": [{"role": "user"}]}, "malformed_record"),
         ({"image": "x", "messages": "hi"}, "malformed_record"),
+        ({"image": "x", "messages": 5}, "malformed_record"),
+        ({"image": "x", "messages": [{"role": ["assistant"], "content": "hi"}]}, "malformed_record"),
+        ({"image": "x", "messages": [{"role": "assistant", "content": [{"type": "text"}]}]}, "non_string_caption"),
     ],
 )
 def test_a_caption_that_cannot_be_used_is_refused_by_its_kind(record, kind):
@@ -205,3 +209,88 @@ def test_the_caption_is_what_the_assistant_says():
     assert get_messages({"conversations": turns})[0] == {"role": "user", "content": "What?"}
     parts = [{"type": "image"}, {"type": "text", "text": "A dog."}]
     assert get_caption({"messages": [{"role": "assistant", "content": parts}]}) == "A dog."
+
+
+@pytest.mark.parametrize("cut", [lambda data: data[: 512 * 4], lambda data: data[: 512 * 4 + 200]])
+def test_a_tar_cut_at_a_header_is_not_taken_for_a_whole_one(cut, tmp_path):
+    write_tar(tmp_path / "x.tar", [(f"{index}.png", png(index)) for index in range(6)])
+    (tmp_path / "x.tar").write_bytes(cut((tmp_path / "x.tar").read_bytes()))
+    rows = rows_of(tmp_path / "x.tar")
+    assert len(rows) == 2 and rows[-1].kind == "broken_shard"
+
+
+def test_a_tar_with_a_broken_header_is_not_taken_for_a_shorter_one(tmp_path):
+    write_tar(tmp_path / "x.tar", [(f"{index}.png", png(index)) for index in range(6)])
+    data = bytearray((tmp_path / "x.tar").read_bytes())
+    data[512 * 6 : 512 * 6 + 100] = b"\xff" * 100
+    (tmp_path / "x.tar").write_bytes(data)
+    rows = rows_of(tmp_path / "x.tar")
+    assert [row["id"] for row in rows[:-1]] == ["0", "1"] and rows[-1].kind == "broken_shard"
+
+
+def test_two_files_of_one_name_in_a_sample_are_a_malformed_record(tmp_path):
+    write_tar(tmp_path / "x.tar", [("1.png", png(1)), ("1.png", png(2)), ("1.txt", b"one"), ("2.png", png(3))])
+    first, second = rows_of(tmp_path / "x.tar")
+    assert first.kind == "malformed_record" and second["id"] == "2"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("b.parquet", b"PAR1 no, it is not"),
+        ("b.parquet", b""),
+        ("b.csv", "text\n\xe4\n".encode("latin-1")),
+        ("b.csv", b""),
+        ("b.jsonl.gz", b"no gzip"),
+        ("b.jsonl.xz", b"no xz"),
+        ("b.tar", b""),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_one_fault_and_others_go_on(name, content, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    good = tmp_path / f"a.{name.split('.', 1)[1]}"
+    if name == "b.parquet":
+        datasets.Dataset.from_dict({"image": ["x.png"], "text": ["x"]}).to_parquet(good)
+    elif name == "b.csv":
+        good.write_text("image,text\nx.png,x\n")
+    elif name == "b.tar":
+        write_tar(good, [("x.txt", b"x")])
+    else:
+        with fsspec.open(str(good), "wb", compression="infer") as file:
+            file.write(b'{"image": "x.png", "text": "x"}\n')
+    shards = open_corpus(str(tmp_path / "*.*"))
+    rows = [list(shard.read(0)) for shard in shards]
+    assert [shard.count_rows() for shard in shards][0] in (1, None)
+    assert get_caption(rows[0][0]) == "x" and [row.kind for row in rows[1]] == ["broken_shard"]
+
+
+def test_a_table_without_rows_has_none(tmp_path):
+    datasets.Dataset.from_dict({"image": [], "text": []}).to_parquet(tmp_path / "a.parquet")
+    assert rows_of(tmp_path / "a.parquet") == []
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"messages": [{"role": "user", "content": [{"type": "image"}]}, {"role": "assistant", "content": "a"}]},
+        {"conversations": [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "a"}]},
+    ],
+)
+def test_a_text_with_a_place_for_an_image_is_no_text_only_record(record):
+    with pytest.raises(PairFault) as refused:
+        get_images(record)
+    assert refused.value.kind == "missing"
+
+
+def test_an_image_inside_a_message_is_the_records():
+    content = [{"type": "image", "path": "x.png"}, {"type": "text", "text": "What?"}]
+    assert get_images({"messages": [{"role": "user", "content": content}]}) == ["x.png"]
+
+
+def test_placeholders_in_messages_are_no_text():
+    messages = [{"role": "user", "content": "<image>\nDescribe."}, {"role": "assistant", "content": " A cat."}]
+    assert [message["content"] for message in get_messages({"messages": messages})] == ["Describe.", " A cat."]
+
+
+def test_of_two_names_for_a_caption_the_one_with_a_value_counts():
+    assert get_caption({"caption": None, "text": "hello"}) == "hello"

@@ -5,7 +5,7 @@ import os
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, ImageOps
 
 from aligngpt.processing.images import open_image
 from aligngpt.processing.records import PairFault
@@ -132,3 +132,35 @@ def test_a_picture_without_width_or_no_picture_at_all_is_refused():
     assert refused.value.kind == "zero_sized"
     with pytest.raises(PairFault, match="not int"):
         open_image(7)
+
+
+@pytest.mark.parametrize("orientation", range(2, 9))
+def test_every_orientation_is_turned_as_pillow_turns_it(orientation, picture):
+    data = encode(picture, "PNG", exif=exif(orientation))
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    np.testing.assert_array_equal(np.asarray(open_image(data)[0]), np.asarray(expected))
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 77])
+def test_an_orientation_that_does_not_exist_turns_nothing(orientation, picture):
+    assert open_image(encode(picture, "PNG", exif=exif(orientation)))[1] == []
+
+
+def test_broken_metadata_does_not_spoil_an_image(picture):
+    data = encode(picture, "WEBP", lossless=True, exif=b"garbage!")
+    np.testing.assert_array_equal(np.asarray(open_image(data)[0]), np.asarray(picture))
+    tags = exif(6)
+    tags[0x0128] = 2
+    data = encode(picture, "JPEG", exif=tags)
+    for short, text in ((b"\x28\x01\x03\x00", b"\x28\x01\x02\x00"), (b"\x01\x28\x00\x03", b"\x01\x28\x00\x02")):
+        data = data.replace(short, text)  # a unit that is text, which Pillow reads and cannot write
+    with pytest.raises(Exception, match="."):
+        ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    image, converted = open_image(data)
+    assert converted == ["exif_rotated"] and image.size == (30, 40)
+
+
+def test_a_path_that_no_file_can_have_is_unreadable(tmp_path):
+    with pytest.raises(PairFault) as refused:
+        open_image("A" * 500, str(tmp_path))
+    assert refused.value.kind == "unreadable" and len(str(refused.value)) < 400

@@ -1,4 +1,7 @@
-"""Whole runs of `aligngpt levels`: every scored pair gets its level, and the data of stage 1 comes out."""
+"""
+Whole runs of `aligngpt levels`: every scored pair gets its level, and the data of stage 1 comes out. Over the house's
+250 lines: it has many options.
+"""
 
 import json
 import os
@@ -257,3 +260,51 @@ def test_stage_1_takes_images_from_inside_the_output(cut, corpus, clip_scorer, p
     with pytest.raises(ValueError, match="--to parquet"):
         cut("json", scores=str(tmp_path / "inside"), num_levels=2, to="llava-json")
     assert {"json", ".json.unfinished"}.isdisjoint(os.listdir(tmp_path))
+
+
+@pytest.mark.parametrize("key", ["similarity", "alignment_score"])
+def test_a_level_or_score_never_goes_to_another_pair(key, cut, tmp_path):
+    records = [
+        {"id": "A", "image": "0.png", "caption": "a"},
+        {"id": "B", "caption": "b", key: 1},
+        {"id": "C", "image": "1.png", "caption": "c", key: 1},
+    ]
+    (tmp_path / "some.json").write_text(json.dumps(records))
+    with pytest.raises(ValueError, match="A has an image, but no|cannot be cut"):
+        cut(scores=str(tmp_path / "some.json"), num_levels=2)
+
+
+def test_given_levels_are_kept_unless_others_are_asked_for(cut, tmp_path):
+    rows = cut("json", to="llava-json", min_level=4) or json.loads((tmp_path / "json" / "pairs.json").read_text())
+    levels = [row["alignment_level"] for row in rows if "alignment_level" in row]
+    again = scored(cut("again", scores=str(tmp_path / "json" / "pairs.json")))
+    assert [row["alignment_level"] for row in again] == levels and min(levels) == 4
+    anew = scored(cut("anew", scores=str(tmp_path / "json" / "pairs.json"), rule="equal-frequency", num_levels=2))
+    assert sorted({row["alignment_level"] for row in anew}) == [0, 1]
+    assert json.loads((tmp_path / "json" / "alignment_levels.json").read_text())["min_level"] == 4
+
+
+def test_datasets_loads_the_folder_as_what_it_is(cut, tmp_path):
+    rows = cut()
+    loaded = datasets.load_dataset(str(tmp_path / "levels"), split="train")
+    assert loaded["alignment_level"][:] == [row["alignment_level"] for row in rows]
+
+
+def test_stage_1_takes_llava_json_from_its_folder(cut, corpus, tmp_path):
+    rows = cut()
+    cut("json", to="llava-json")
+    data = load_training_data(str(tmp_path / "json"), str(corpus / "images"))
+    assert data["id"][:] == [row["id"] for row in rows]
+
+
+def test_a_picture_that_cannot_be_drawn_costs_no_data(cut, tmp_path, monkeypatch):
+    monkeypatch.setattr("aligngpt.processing.levels.draw_samples", lambda *_: 1 / 0)
+    assert len(cut()) == PAIRS + 1
+
+
+def test_old_cut_points_on_data_without_a_score_are_no_obstacle(cut, corpus, clip_scorer, tmp_path):
+    cut()
+    (tmp_path / "text.jsonl").write_text('{"id": "a", "caption": "no image"}\n')
+    texts = score(tmp_path / "text.jsonl", clip_scorer, tmp_path / "texts")
+    (row,) = cut("applied", scores=texts, apply=str(tmp_path / "levels" / "alignment_levels.json"))
+    assert row["alignment_level"] is None

@@ -1,4 +1,7 @@
-"""Whole runs of `aligngpt score`: nothing is lost or scored twice, whatever happens."""
+"""
+Whole runs of `aligngpt score`: nothing is lost or scored twice, whatever happens. Over the house's 250 lines: each way
+in which a run can end or data can be odd is a test.
+"""
 
 import json
 import os
@@ -6,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections import Counter
 from types import SimpleNamespace
@@ -18,7 +22,7 @@ import torch
 from PIL import Image
 from transformers import AutoModel
 
-from aligngpt.processing import AlignmentScorer, cut_into_levels, score
+from aligngpt.processing import AlignmentScorer, cut_into_levels, pair_preparation, score
 from aligngpt.processing.records import PairFault
 from aligngpt.processing.score import ScoreArguments, score_corpus
 
@@ -367,3 +371,92 @@ def test_a_score_that_is_not_finite_is_an_error_that_names_the_pair(arguments, c
 def test_paths_without_an_image_folder_are_an_error_not_a_list_of_faults(arguments):
     with pytest.raises(ValueError, match="image folder"):
         score_corpus(arguments(image_folder=None))
+
+
+def test_an_image_folder_that_is_not_there_is_an_error(arguments):
+    with pytest.raises(ValueError, match="no image folder 'imag'"):
+        score_corpus(arguments(image_folder="imag"))
+
+
+@pytest.mark.parametrize("changed", [{"rows_per_part": 0}, {"batch_size": -1}])
+def test_sizes_below_one_are_refused(changed, arguments):
+    with pytest.raises(ValueError, match="at least 1"):
+        score_corpus(arguments(**changed))
+
+
+def test_what_was_missing_is_scored_on_demand_when_it_is_there(arguments, corpus, expected, tmp_path):
+    shutil.copytree(corpus / "images", tmp_path / "images")
+    (tmp_path / "images" / "17.jpg").rename(tmp_path / "away")
+    args = {"image_folder": str(tmp_path / "images")}
+    assert score_corpus(arguments(**args))["faults"] == {"missing": 1}
+    (tmp_path / "away").rename(tmp_path / "images" / "17.jpg")
+    assert score_corpus(arguments(**args))["faults"] == {"missing": 1}
+    assert score_corpus(arguments(**args, retry_missing=True))["faults"] == {}
+    assert_same(read_scores(tmp_path / "scores"), expected)
+
+
+def test_what_nobody_thought_of_is_a_fault_of_one_pair(arguments, corpus, tmp_path, monkeypatch):
+    open_image = pair_preparation.open_image
+
+    def stumble(source, folder):
+        if source == "3.jpg":
+            raise ZeroDivisionError("who knows")
+        return open_image(source, folder)
+
+    monkeypatch.setattr(pair_preparation, "open_image", stumble)
+    report = score_corpus(arguments())
+    assert report["faults"] == {"unexpected": 1} and report["scored"] == PAIRS - 1
+    assert "ZeroDivisionError: who knows" in (tmp_path / "scores" / "faults.jsonl").read_text()
+
+
+def test_half_a_character_in_an_id_is_listed(arguments, tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"id": "x\\ud83d", "image": "0.jpg", "caption": "a"}\n')
+    report = score_corpus(arguments(data=str(tmp_path / "a.jsonl")))
+    assert report["faults"] == {"malformed_record": 1}
+    assert json.loads((tmp_path / "scores" / "faults.jsonl").read_text())["id"] == "x\ud83d"
+
+
+def test_images_of_several_forms_in_one_corpus_are_scored(arguments, corpus, expected, tmp_path):
+    (tmp_path / "mix").mkdir()
+    lines = [{"image": "0.jpg", "caption": CAPTIONS[0]}, {"image": {"path": "1.jpg"}, "caption": CAPTIONS[1]}]
+    (tmp_path / "mix" / "a.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    with tarfile.open(tmp_path / "mix" / "b.tar", "w") as archive:
+        archive.add(corpus / "images" / "2.jpg", "2.jpg")
+        (tmp_path / "caption").write_text(CAPTIONS[2])
+        archive.add(tmp_path / "caption", "2.txt")
+    rows = {"photo": [str(corpus / "images" / "3.jpg")], "text": [CAPTIONS[3]], "md5": [b"x"]}
+    score_corpus(arguments(data=str(tmp_path / "mix" / "*")))
+    scores = list(read_scores(tmp_path / "scores").values())
+    np.testing.assert_allclose(scores, [expected["pairs.json", row] for row in range(3)], atol=1e-5)
+    datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "c.parquet")
+    changed = {"data": str(tmp_path / "c.parquet"), "image_column": "photo", "image_folder": "/"}
+    score_corpus(arguments(**changed, output_dir=str(tmp_path / "c")))
+    assert list(read_scores(tmp_path / "c").values()) == pytest.approx([expected["pairs.json", 3]], abs=1e-5)
+
+
+def test_a_streamed_dataset_that_was_filtered_is_scored(arguments, parquet, expected, tmp_path):
+    dataset = datasets.load_dataset("parquet", data_files=str(parquet), split="train", streaming=True)
+    dataset = dataset.map(lambda row: row).filter(lambda row: row["text"] == CAPTIONS[1])
+    score_corpus(arguments(), dataset)
+    scores = list(read_scores(tmp_path / "scores").values())
+    np.testing.assert_allclose(scores, [expected["pairs.json", row] for row in range(1, PAIRS, 4)], atol=1e-5)
+
+
+def test_a_scorer_is_the_same_wherever_its_folder_is(arguments, clip_scorer, tmp_path):
+    report = score_corpus(arguments())
+    shutil.copytree(clip_scorer, tmp_path / clip_scorer.name)
+    assert score_corpus(arguments(scorer=str(tmp_path / clip_scorer.name) + "/")) == report
+
+
+def test_workers_can_be_spawned(clip_scorer, corpus, run_python, tmp_path):
+    code = f"""
+import torch.multiprocessing as multiprocessing
+if __name__ == "__main__":
+    multiprocessing.set_start_method("spawn")
+    from aligngpt.processing import AlignmentScorer
+    scorer = AlignmentScorer({str(clip_scorer)!r}, device="cpu")
+    print(len(scorer.score([{str(corpus / "images" / "0.jpg")!r}] * 3, ["a"] * 3, num_workers=1)))
+"""
+    (tmp_path / "spawn.py").write_text(code)
+    result = subprocess.run([sys.executable, str(tmp_path / "spawn.py")], capture_output=True, text=True)
+    assert result.stdout.strip() == "3", result.stderr
