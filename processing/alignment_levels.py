@@ -48,9 +48,11 @@ class LevelCuts:
         Reads a side file.
 
         Raises:
-            ValueError: if the file does not hold N-1 ascending cut points.
+            ValueError: if the file is another one, or does not hold N-1 ascending cut points.
         """
         values = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(values, dict) or not {"rule", "num_levels", "cut_points", "count"} <= values.keys():
+            raise ValueError(f"{path} is no alignment_levels.json, which has rule, num_levels, cut_points and count.")
         names = {field.name for field in fields(cls)}
         cuts = cls(**{name: value for name, value in values.items() if name in names})
         points = cuts.cut_points

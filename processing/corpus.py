@@ -82,7 +82,10 @@ def open_corpus(
         shards = [_dataset_shard(data.shard(count, index), f"dataset-{index:05d}") for index in range(count)]
     elif any((Path(data) / name).is_file() for name in ("state.json", "dataset_dict.json")):
         dataset = datasets.load_from_disk(data)
-        dataset = dataset[split] if isinstance(dataset, datasets.DatasetDict) else dataset
+        if isinstance(dataset, datasets.DatasetDict):
+            if split not in dataset:
+                raise ValueError(f"{data} has no split {split!r}; there are {sorted(dataset)}.")
+            dataset = dataset[split]
         shards = [_dataset_shard(dataset, "dataset", dataset._fingerprint, lambda: len(dataset))]
     elif (files := _find_files(data)) is not None:
         shards = _file_shards(files, streaming)

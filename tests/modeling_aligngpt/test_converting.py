@@ -1,4 +1,7 @@
-"""The authors' checkpoints and LLaVA's become AlignGPT, against a forward pass in plain torch, written from METHOD."""
+"""
+The authors' checkpoints and LLaVA's become AlignGPT, against a forward pass in plain torch, written from METHOD. Over
+the house's 250 lines: the forward pass, and each kind of damage.
+"""
 
 import json
 import os
@@ -21,6 +24,8 @@ from transformers import (
 
 from aligngpt.__main__ import main
 from aligngpt.converting import convert
+
+from ..hub_server import LoopbackHub  # noqa: TID252
 
 
 PROMPTS = ["USER: <image>\nWhat is this? ASSISTANT:", "<image> Answer with one word:  red", "Is it <image>?"]
@@ -244,6 +249,21 @@ def test_a_stage_1_file_fills_a_composed_model(prefix, authors, checkpoint, tmp_
     for name, tensor in base.state_dict().items():
         other = authors.part(expected[name]) if name in expected else tensor
         assert torch.equal(model.state_dict()[name], other), name
+
+
+def test_a_private_checkpoint_is_converted_from_the_hub(source, authors, run_python, tmp_path):
+    code = f"""
+from huggingface_hub import HfApi
+from aligngpt.converting import main
+api = HfApi()
+api.create_repo("authors", private=True)
+api.upload_folder(repo_id="tester/authors", folder_path={str(source)!r})
+main(["tester/authors", "--out", "out"])
+"""
+    with LoopbackHub() as hub:
+        run_python(code, tmp_path, hub.env(token="write", cache=tmp_path / "home"))
+    model, _ = load(tmp_path / "out")
+    assert torch.equal(model.model.alignment_embeddings.weight, authors.part("indicator_embs"))
 
 
 @pytest.fixture

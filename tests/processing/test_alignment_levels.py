@@ -98,6 +98,12 @@ def test_a_side_file_without_usable_cut_points_is_refused(points, tmp_path):
         LevelCuts.load(tmp_path / "cuts.json")
 
 
+def test_a_file_of_another_kind_holds_no_cut_points(tmp_path):
+    (tmp_path / "list.json").write_text("[1, 2]")
+    with pytest.raises(ValueError, match="is no alignment_levels.json"):
+        LevelCuts.load(tmp_path / "list.json")
+
+
 @pytest.mark.parametrize(
     ("scores", "options", "message"),
     [

@@ -144,6 +144,13 @@ def test_a_dataset_in_memory_streamed_or_saved_gives_the_same_rows(parquet_folde
     assert len(open_corpus(streamed)) == 3
 
 
+def test_a_split_that_is_not_there_is_named_with_those_that_are(parquet_folder, tmp_path):
+    datasets.DatasetDict(test=datasets.Dataset.from_dict({"text": ["x"]})).save_to_disk(tmp_path / "saved")
+    for data in (parquet_folder, tmp_path / "saved"):
+        with pytest.raises(ValueError, match="no split 'validation'; there are"):
+            open_corpus(str(data), split="validation")
+
+
 def test_an_image_folder_is_read_with_its_images(tmp_path):
     for index in range(3):
         (tmp_path / f"{index}.png").write_bytes(png(index))
