@@ -80,4 +80,4 @@ def test_all_steps_of_the_demo_run_and_write_the_card(tmp_path):
     assert "Loading both in another process" in result.stdout
     card = (tmp_path / "stage2" / "README.md").read_text()
     assert "pipeline_tag: image-text-to-text" in card and "| colour | 16 |" in card
-    assert (tmp_path / "data" / "alignment_levels.json").is_file()
+    assert (tmp_path / "levels" / "alignment_levels.json").is_file()
