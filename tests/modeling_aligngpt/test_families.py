@@ -269,6 +269,12 @@ def test_a_padding_token_beyond_the_old_table_is_no_obstacle(text_folder, vision
     assert math.isfinite(loaded(input_ids=torch.tensor([[1, 5]])).logits.sum().item())
 
 
+def test_a_table_with_rows_to_spare_keeps_them(make_text, vision_folder):
+    """As with Qwen, whose table is larger than its tokenizer."""
+    model, processor = compose(str(vision_folder), str(make_text(Qwen2Config(**TEXT | {"vocab_size": 700}))))
+    assert len(model.get_input_embeddings().weight) == 704 > len(processor.tokenizer)
+
+
 def test_a_picture_is_resized_as_the_tower_wants_it(make_tower, text_folder):
     _, processor = compose(str(make_tower("dinov2")), str(text_folder))
     pixels = processor(images=Image.new("RGB", (50, 20), (255, 0, 0)), text="<image>", return_tensors="pt")[

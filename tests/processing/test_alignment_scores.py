@@ -1,10 +1,12 @@
 """Scores against transformers' own processors and embeddings, one pair at a time."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, EfficientNetImageProcessorPil
 
 from aligngpt.processing import AlignmentScorer
 
@@ -77,6 +79,15 @@ def test_half_precision_is_close(clip_scorer, images):
     scorer = AlignmentScorer(str(clip_scorer), dtype="bfloat16")
     assert scorer.model.dtype == torch.bfloat16
     np.testing.assert_allclose(scorer.score(images, CAPTIONS), exact, atol=0.05)
+
+
+def test_an_image_processor_that_does_more_is_refused(clip_scorer, tmp_path):
+    shutil.copytree(clip_scorer, tmp_path / "align")
+    EfficientNetImageProcessorPil(  # ALIGN's
+        size={"height": 24, "width": 24}, rescale_offset=True, include_top=True
+    ).save_pretrained(tmp_path / "align")
+    with pytest.raises(TypeError, match="does more than to resize"):
+        AlignmentScorer(str(tmp_path / "align"))
 
 
 def test_a_model_without_both_embeddings_is_refused(text_folder):
