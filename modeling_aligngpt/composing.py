@@ -98,7 +98,6 @@ def assemble(
     tokenizer is a prepared one.
     """
     chat_template = chat_template or choose_chat_template(tokenizer)
-    chat_templates = {"default": load_chat_template(chat_template), "plain": load_chat_template("plain")}
     head = language_model.get_output_embeddings()
     probe = torch.arange(min(8, head.weight.shape[0]), device=head.weight.device)[None]
     with torch.no_grad():
@@ -132,8 +131,8 @@ def assemble(
         )
 
     model.generation_config = language_model.generation_config
-    settle_generation(model, tokenizer, expected.shape[-1], END_OF_TURN.get(chat_template))
-    return model, make_processor(config, tokenizer, tower_processor, chat_templates)
+    settle_generation(model, tokenizer, expected.shape[-1], chat_template)
+    return model, make_processor(config, tokenizer, tower_processor, chat_template)
 
 
 def _choose_select_strategy(tower: PreTrainedModel) -> str:
@@ -158,7 +157,7 @@ def settle_generation(
     model: AlignGPTForConditionalGeneration,
     tokenizer: PreTrainedTokenizerBase,
     old_size: int,
-    end_of_turn: str | None = None,
+    chat_template: str,
 ) -> None:
     """
     Sees to it that answers end where the chat template says that they end, and hold neither placeholders nor rows of
@@ -170,7 +169,7 @@ def settle_generation(
     config.pad_token_id = tokenizer.pad_token_id
     eos = config.eos_token_id
     eos = [tokenizer.eos_token_id] if eos is None else [eos] if isinstance(eos, int) else eos
-    end_token_id = tokenizer.get_vocab().get(end_of_turn)
+    end_token_id = tokenizer.get_vocab().get(END_OF_TURN.get(chat_template))
     eos = eos if end_token_id is None or end_token_id in eos else [*eos, end_token_id]
     config.eos_token_id = eos if len(eos) > 1 else eos[0]
     if not config.do_sample:
@@ -183,9 +182,12 @@ def make_processor(
     config: AlignGPTConfig,
     tokenizer: PreTrainedTokenizerBase,
     tower_processor: BaseImageProcessor,
-    chat_templates: dict[str, str],
+    chat_template: str,
 ) -> AlignGPTProcessor:
-    """LLaVA's image processor with the tower's size, mean and deviation, padding to a square; and the tokenizer."""
+    """
+    LLaVA's image processor with the tower's size, mean and deviation, padding to a square; the tokenizer; and the
+    packaged templates, the named one and stage 1's.
+    """
     if is_torchvision_available():
         from transformers import LlavaImageProcessor as ImageProcessor
     else:
@@ -206,7 +208,7 @@ def make_processor(
         patch_size=config.vision_config.patch_size * max(config.vision_scales or [1]),
         vision_feature_select_strategy=config.vision_feature_select_strategy,
         num_additional_image_tokens=1 if drops_first else 0,
-        chat_template=chat_templates,
+        chat_template={"default": load_chat_template(chat_template), "plain": load_chat_template("plain")},
     )
 
 

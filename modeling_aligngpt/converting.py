@@ -23,7 +23,6 @@ from huggingface_hub import snapshot_download
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
-    AutoImageProcessor,
     AutoProcessor,
     AutoTokenizer,
     GenerationConfig,
@@ -32,7 +31,7 @@ from transformers import (
 )
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-from aligngpt.processing import AlignGPTProcessor, load_chat_template
+from aligngpt.processing import AlignGPTProcessor
 from aligngpt.processing.atomic_output import new_folder
 from aligngpt.processing.tokenization import prepare_tokenizer
 
@@ -241,12 +240,9 @@ def _convert_llava(path: str) -> Conversion:
         raise ValueError(f"{path} has missing or unexpected weights: {wrong[:5]}")
     old_size = len(model.get_input_embeddings().weight)
     add_token_rows(model, tokenizer)
-    settle_generation(model, tokenizer, old_size)
-    template = load_chat_template(choose_chat_template(tokenizer))
-    templates = {"default": template, "plain": load_chat_template("plain")}
-    processor = make_processor(
-        model.config, tokenizer, AutoImageProcessor.from_pretrained(path, backend="pil"), templates
-    )
+    chat_template = choose_chat_template(tokenizer)
+    settle_generation(model, tokenizer, old_size, chat_template)
+    processor = make_processor(model.config, tokenizer, load_tower_processor(path), chat_template)
     used = [name for name, _ in model.named_parameters() if not name.startswith(NEW_MODULES)]
     return Conversion(model, processor, used, new=new)
 

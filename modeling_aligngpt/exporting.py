@@ -12,6 +12,7 @@ where a chat has an image; a prompt written by hand has to.
 
 import logging
 from dataclasses import dataclass, field
+from itertools import islice
 
 import torch
 from transformers import (
@@ -124,11 +125,9 @@ def mean_gate_weights(
         ValueError: if none of the records has an image.
     """
     total, count = 0, 0
-    for record in records:
-        if not record["images"] or count == num_records:
-            continue
+    for record in islice((record for record in records if record["images"]), num_records):
         images = [{"type": "image", "image": image} for image in record["images"]]
-        first, *rest = [message for message in record["messages"] if message["role"] != "system"]
+        first = next(message for message in record["messages"] if message["role"] != "system")
         content = [*images, {"type": "text", "text": first["content"]}]
         inputs = processor.apply_chat_template(
             [{"role": "user", "content": content}],

@@ -113,7 +113,7 @@ class ScoreHistogram:
             steps = np.searchsorted(np.cumsum(self.counts), ranks, side="right")
             return ((steps - STEPS) / STEPS).tolist()
         if rule == "equal-width":
-            lowest, *_, highest = (np.flatnonzero(self.counts)[[0, -1]] - STEPS) / STEPS
+            lowest, highest = (np.flatnonzero(self.counts)[[0, -1]] - STEPS) / STEPS
             return (np.rint(np.linspace(lowest, highest, num_levels + 1)[1:-1] * STEPS) / STEPS).tolist()
         raise ValueError(f"There is no rule {rule!r}; the rules are equal-frequency and equal-width.")
 

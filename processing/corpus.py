@@ -150,19 +150,15 @@ def _file_shards(files: list[str], streaming: bool) -> list[Shard]:
     unknown = [file for file in files if _extension(file) not in FORMATS]
     if unknown:
         raise ValueError(f"The format of {unknown[0]} is unknown; known are {sorted(FORMATS)}.")
-    tables = [file for file in files if FORMATS[_extension(file)] not in ("json", "tar")]
     embedded = False
-    for table in tables:
+    for table in (file for file in files if FORMATS[_extension(file)] not in FILE_READERS):
         try:
             embedded = with_encoded_images(_load_table(table))[1]
             break  # one look for all of them: a corpus may have thousands
         except BROKEN_TABLE:  # told when it is read
             embedded = True
     count_tars = len(files) <= 200  # they have to be gone through to be counted
-    return [
-        _file_shard(file, file[len(stem) :].lstrip("/"), streaming, file in tables and embedded, count_tars)
-        for file in files
-    ]
+    return [_file_shard(file, file[len(stem) :].lstrip("/"), streaming, embedded, count_tars) for file in files]
 
 
 def _file_shard(file: str, name: str, streaming: bool, embedded: bool, count_tars: bool) -> Shard:
@@ -189,7 +185,8 @@ def _file_shard(file: str, name: str, streaming: bool, embedded: bool, count_tar
             return None
 
     fingerprint = _fingerprint(file) if is_local else file
-    return Shard(name, read, file_format == "tar" or embedded, fingerprint, count_rows)
+    has_images = file_format == "tar" or (embedded and file_format != "json")
+    return Shard(name, read, has_images, fingerprint, count_rows)
 
 
 def _fingerprint(file: str) -> str:

@@ -32,7 +32,7 @@ from .atomic_output import new_folder
 from .corpus import open_corpus
 from .level_outputs import LevelSummary, write_llava_json, write_parquet
 from .level_pictures import draw_levels, draw_samples
-from .records import PairFault, get_caption, get_images, get_messages
+from .records import PairFault, check_single, get_caption, get_images, get_level, get_messages
 from .score_folder import ScoreFolder, rows_per_group
 from .score_parts import output_features, output_image
 
@@ -171,15 +171,13 @@ def _row_of(record: Any, shard: str, row: int, embedded: bool) -> dict[str, Any]
     try:
         if isinstance(record, PairFault):
             raise record
-        level = record.get("alignment_level")
-        level = record.get("similarity") if level is None else level
+        level = get_level(record)
         if level is not None and not isinstance(level, int):
             raise PairFault(
                 "malformed_record", f"The level is {level!r}, not an integer; a score has to be cut first."
             )
         images = get_images(record)
-        if len(images) > 1:
-            raise PairFault("several_images", f"There are {len(images)} images; a pair is one image and one text.")
+        check_single(images)
         return {
             "shard": shard,
             "row": row,

@@ -10,7 +10,7 @@ from PIL import Image
 from torch.utils.data import Dataset, default_collate
 
 from .images import ImageFolderNeededError, open_image
-from .records import PairFault, get_caption, get_images, get_messages
+from .records import PairFault, check_single, get_caption, get_images, get_messages
 
 
 class PairPreparer(Dataset):
@@ -71,8 +71,7 @@ class PairPreparer(Dataset):
         return batch
 
     def _prepare_image(self, sources: list[Any], converted: list[str]) -> dict[str, torch.Tensor]:
-        if len(sources) > 1:
-            raise PairFault("several_images", f"There are {len(sources)} images; a pair is one image and one text.")
+        check_single(sources)
         image, conversions = open_image(sources[0], self.image_folder)
         converted.extend(conversions)
         edge = (self.image_processor.size or {}).get("shortest_edge")

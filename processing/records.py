@@ -43,6 +43,23 @@ def get_images(record: dict[str, Any]) -> list[Any]:
     return images
 
 
+def check_single(images: list[Any]) -> None:
+    """
+    Whether there is one image at most.
+
+    Raises:
+        PairFault: `several_images`.
+    """
+    if len(images) > 1:
+        raise PairFault("several_images", f"There are {len(images)} images; a pair is one image and one text.")
+
+
+def get_level(record: dict[str, Any]) -> Any:
+    """The record's `alignment_level`, or `similarity`, the authors' name for it; None if it has neither."""
+    level = record.get("alignment_level")
+    return record.get("similarity") if level is None else level
+
+
 def get_messages(record: dict[str, Any]) -> list[dict[str, str]] | None:
     """
     The conversation as messages with `role` and `content`, text without `<image>`; None if the record has only a

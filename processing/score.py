@@ -152,7 +152,8 @@ def score_corpus(
             faulty = [row for row in described if "fault" in row]
             if faulty and args.on_error == "fail":
                 raise PairFault(faulty[0]["fault"].kind, "Row {row} of {shard}, {id}: {fault}".format(**faulty[0]))
-            rows, listed = rows + described, listed + len(faulty)
+            rows += described
+            listed += len(faulty)
             progress.set_postfix(listed=listed, refresh=False)
             progress.update(len(batch.records))
     return folder.write_report()

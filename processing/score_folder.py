@@ -63,8 +63,8 @@ class ScoreFolder:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         if (self.path / "run.json").is_file():
-            different = sorted(name for name in run | self.run if run.get(name) != self.run.get(name))
-            if different := [name for name in different if name != "beside"]:
+            compared = (run | self.run).keys() - {"beside"}
+            if different := sorted(name for name in compared if run.get(name) != self.run.get(name)):
                 was = {name: self.run.get(name) for name in different if name != "shards"}
                 raise ValueError(
                     f"{self.path} holds the scores of another run: it differs in {different}, and had {was}. "

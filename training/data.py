@@ -9,7 +9,7 @@ from datasets import Dataset, Features, Image, List, Value, load_dataset
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
 from aligngpt.processing.corpus import with_encoded_images
-from aligngpt.processing.records import PairFault, get_caption, get_images, get_messages
+from aligngpt.processing.records import PairFault, get_caption, get_images, get_level, get_messages
 
 
 def load_training_data(path: str, image_folder: str | None = None) -> Dataset:
@@ -56,6 +56,10 @@ def _normalize_record(record: dict[str, Any], index: int, image_folder: str | No
     name = str(record["id"] if record.get("id") is not None else index)
     try:
         images = get_images(record)
+        messages = get_messages(record) or [
+            {"role": "user", "content": ""},
+            {"role": "assistant", "content": get_caption(record)},
+        ]
     except PairFault as fault:
         raise ValueError(f"Record {name}: {fault}") from fault
     images = [image if isinstance(image, str) or image["bytes"] is not None else image["path"] for image in images]
@@ -64,15 +68,7 @@ def _normalize_record(record: dict[str, Any], index: int, image_folder: str | No
             str(Path(image_folder) / image) if isinstance(image, str) and "://" not in image else image
             for image in images
         ]
-    try:
-        messages = get_messages(record) or [
-            {"role": "user", "content": ""},
-            {"role": "assistant", "content": get_caption(record)},
-        ]
-    except PairFault as fault:
-        raise ValueError(f"Record {name}: {fault}") from fault
-    level = record.get("alignment_level")
-    level = record.get("similarity") if level is None else level
+    level = get_level(record)
     return {"id": name, "images": images, "messages": messages, "alignment_level": -1 if level is None else level}
 
 
