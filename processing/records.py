@@ -12,9 +12,9 @@ class PairFault(ValueError):
     Why a record cannot be used: `kind`, a word that reports count by, and a message with what was found.
 
     Kinds of images: `missing`, `unreadable`, `outside_image_folder`, `zero_sized`, `truncated`, `corrupt`,
-    `decompression_bomb`, `extreme_shape`, `several_images`. Of captions: `no_caption`, `empty_caption`,
-    `non_string_caption`. Of records: `malformed_record`, `broken_shard` where the rest of a file cannot be read, and
-    `unexpected` for anything else.
+    `decompression_bomb`, `extreme_shape`, `several_images`, `placeholder_count`. Of captions: `no_caption`,
+    `empty_caption`, `non_string_caption`. Of records: `malformed_record`, `broken_shard` where the rest of a file
+    cannot be read, and `unexpected` for anything else.
     """
 
     def __init__(self, kind: str, message: str):
@@ -41,6 +41,28 @@ def get_images(record: dict[str, Any]) -> list[Any]:
     if not images and (parts or any(PLACEHOLDER in str(turn.get("value", "")) for turn in _turns(record))):
         raise PairFault("missing", "The text has a place for an image, but the record names none.")
     return images
+
+
+def count_images_per_turn(record: dict[str, Any], num_images: int) -> list[int]:
+    """
+    How many of the record's images each turn of its conversation has, in order: as many as it has `<image>` or image
+    parts. Where no turn says so, all are the first user turn's.
+
+    Raises:
+        PairFault: `placeholder_count` if the turns have places for another number of images.
+    """
+    turns = _turns(record)
+    counts = [
+        sum(part.get("type") == "image" for part in _parts(turn))
+        + sum(text.count(PLACEHOLDER) for text in _texts(turn))
+        for turn in turns
+    ]
+    if not any(counts) and num_images:
+        first = next((i for i, turn in enumerate(turns) if ROLES.get(turn.get("role", turn.get("from"))) == "user"), 0)
+        counts = [num_images * (index == first) for index in range(len(turns))]
+    if sum(counts) != num_images:
+        raise PairFault("placeholder_count", f"The text has places for {sum(counts)} images, the record {num_images}.")
+    return counts
 
 
 def check_single(images: list[Any]) -> None:
@@ -108,6 +130,11 @@ def _turns(record: dict[str, Any]) -> list[dict[str, Any]]:
 def _parts(turn: dict[str, Any]) -> list[dict[str, Any]]:
     content = turn.get("content")
     return [part for part in content if isinstance(part, dict)] if isinstance(content, list) else []
+
+
+def _texts(turn: dict[str, Any]) -> list[str]:
+    texts = [turn.get("value"), turn.get("content"), *(part.get("text") for part in _parts(turn))]
+    return [text for text in texts if isinstance(text, str)]
 
 
 def _read_turn(turn: Any, role_key: str, text_key: str) -> dict[str, str]:

@@ -1,8 +1,12 @@
-"""Arguments of the training scripts beside TRL's own, and recipes by name."""
+"""Arguments of the training scripts: TRL's own and what AlignGPT's stages add; and recipes by name."""
 
+import json
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
+from typing import Literal
+
+from trl import SFTConfig
 
 
 @dataclass
@@ -10,9 +14,24 @@ class DataArguments:
     """What to train on; see `aligngpt.training.data.load_training_data` for the formats."""
 
     train_file: str = field(
-        metadata={"help": "JSON, JSONL or parquet file with the records, or the folder that `aligngpt levels` wrote."}
+        metadata={
+            "help": "Records: JSON, JSON Lines or parquet file(s), a folder or Hub id that datasets loads, or the "
+            "folder that `aligngpt levels` wrote."
+        }
     )
+    eval_file: str | None = field(default=None, metadata={"help": "Records to evaluate the loss on (eval_strategy)."})
     image_folder: str | None = field(default=None, metadata={"help": "Folder that relative image paths start from."})
+    streaming: bool = field(
+        default=False, metadata={"help": "Read the files while training instead of caching their rows first."}
+    )
+    shuffle_buffer_size: int = field(default=10_000, metadata={"help": "Rows among which streamed ones are shuffled."})
+    on_bad_row: Literal["fail", "skip"] = field(
+        default="fail",
+        metadata={"help": "What to do with broken images and unusable records; skipped ones are counted and logged."},
+    )
+    check: bool = field(
+        default=False, metadata={"help": "Go through the data once, report what cannot be trained on, and stop."}
+    )
 
 
 @dataclass
@@ -25,6 +44,45 @@ class ComposeArguments:
         default=None, metadata={"help": "Packaged template that fits the LLM; told from its tokenizer."}
     )
     num_alignment_levels: int = field(default=8, metadata={"help": "N, the number of alignment embeddings."})
+
+
+@dataclass
+class AblationArguments:
+    """The paper's ablations of stage 2, as fields of the model's configuration; by default as in the checkpoint."""
+
+    alignment_mode: Literal["adaptive", "average", "local", "global"] | None = field(
+        default=None, metadata={"help": "How the alignment embeddings are mixed."}
+    )
+    alignment_gate_text: Literal["prompt", "all"] | None = field(
+        default=None, metadata={"help": "What the gate reads; `all` includes the answers, as in the authors' code."}
+    )
+    random_alignment_embeddings: bool = field(
+        default=False, metadata={"help": "Draw the alignment embeddings anew, which forgets what stage 1 learnt."}
+    )
+
+
+@dataclass
+class StageConfig(SFTConfig):
+    """[`~trl.SFTConfig`] with what AlignGPT's stages add."""
+
+    projector_learning_rate: float | None = field(
+        default=None, metadata={"help": "Of the projector, where it is not `learning_rate`."}
+    )
+    gate_learning_rate: float | None = field(
+        default=None, metadata={"help": "Of the alignment gate, where it is not `learning_rate`."}
+    )
+    train_vision_tower: bool = field(default=False, metadata={"help": "Train the vision tower as well."})
+    train_alignment_embeddings: bool = field(
+        default=False, metadata={"help": "Go on training the alignment embeddings in stage 2."}
+    )
+    group_by_modality_length: bool = field(
+        default=False, metadata={"help": "Batches of rows of about one length, all with or all without images."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.packing or self.padding_free:
+            raise ValueError("Rows with images cannot be packed; leave out `packing` and `padding_free`.")
 
 
 def find_recipe(arguments: list[str]) -> list[str]:
@@ -45,3 +103,23 @@ def find_recipe(arguments: list[str]) -> list[str]:
                 raise FileNotFoundError(f"There is no file {name} and no recipe of that name. Recipes: {known}.")
             arguments[position] = str(recipe)
     return arguments
+
+
+def find_checkpoint(training_args: SFTConfig) -> str | None:
+    """
+    Where to go on: the folder that `resume_from_checkpoint` names; with `latest`, the last complete checkpoint of the
+    output folder, or None if there is none yet, so that the same command starts a run and continues it.
+    """
+    if training_args.resume_from_checkpoint != "latest":
+        return training_args.resume_from_checkpoint
+    folders = Path(training_args.output_dir).glob("checkpoint-*")
+    complete = [folder for folder in folders if _is_complete(folder)]
+    return str(max(complete, key=lambda folder: int(folder.name.rpartition("-")[2]))) if complete else None
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    try:  # the Trainer writes this file last; a killed run leaves none, or a cut one
+        json.loads((checkpoint / "trainer_state.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return True

@@ -1,112 +1,166 @@
-"""Records to batches: what a row of training data looks like, and the collator that adds alignment levels to TRL's."""
+"""Training data: records of any of the known forms become rows of one form, which the collator makes batches of."""
 
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import torch
-from datasets import Dataset, Features, Image, List, Value, load_dataset
-from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
+from datasets import Dataset, Features, Image, IterableDataset, List, Value
+from transformers.utils import logging
 
-from aligngpt.processing.corpus import with_encoded_images
-from aligngpt.processing.records import PairFault, get_caption, get_images, get_level, get_messages
+from aligngpt import __version__
+from aligngpt.processing.corpus import Shard, open_corpus
+from aligngpt.processing.records import (
+    PairFault,
+    count_images_per_turn,
+    get_caption,
+    get_images,
+    get_level,
+    get_messages,
+)
+from aligngpt.training.arguments import DataArguments, StageConfig
 
 
-def load_training_data(path: str, image_folder: str | None = None) -> Dataset:
+logger = logging.get_logger(__name__)
+
+
+def load_training_data(
+    data: str,
+    *,
+    streaming: bool = False,
+    on_bad_row: Literal["fail", "skip", "keep"] = "fail",
+    shuffle_seed: int | None = None,
+    shuffle_buffer_size: int = 10_000,
+) -> Dataset | IterableDataset:
     """
-    Training data as columns `id` (string), `images` (list of paths or URLs, or of pictures where the data has their
-    bytes; empty for text-only rows), `messages` (list of role and content) and `alignment_level` (-1 where none is
-    given).
+    Rows to train on. Images stay what they are in the data, paths or encoded bytes; the collator opens them.
 
     Args:
-        path (`str`): a JSON, JSONL or parquet file, a glob of them, or a folder of parquet files, as `aligngpt levels`
-            writes it. A record has `image` or `images`, and one of `messages`, `conversations` (LLaVA's, with
-            `<image>` in the text) and `caption`; optionally `id` and `alignment_level` (or `similarity`, the authors'
-            name for it).
-        image_folder (`str`, *optional*): where relative image paths start.
+        data (`str`): what `aligngpt.processing.corpus.open_corpus` takes (JSON, JSON Lines, parquet, a glob of them, a
+            folder or Hub id that datasets loads), or the output folder of `aligngpt levels`. A record has `image` or
+            `images`, and one of `messages`, `conversations` (LLaVA's, with `<image>` in the text) and `caption`;
+            optionally `id` and `alignment_level` (or `similarity`, the authors' name for it).
+        streaming (`bool`): read the files while training, instead of copying their rows into the cache of datasets
+            first. The rows are then shuffled only within a buffer, and cannot be grouped by length.
+        on_bad_row (`str`): what to do with records that are of no known form: `"fail"`; `"skip"` leaves them out and
+            logs how many; `"keep"` keeps them, with the reason in the column `fault`, for the collator to deal with.
+        shuffle_seed, shuffle_buffer_size (`int`): of streamed rows; without a seed they come in the order of the data.
+
+    Returns:
+        columns `id` (string), `images` (list), `messages` (list of role, content, num_images), `alignment_level` (-1
+        where none is given), `length` (bytes of text, by which rows are grouped) and `fault` (empty, or what is
+        wrong).
 
     Raises:
-        ValueError: if a record has no text or text of an unknown form; the message names it.
+        ValueError: if a record is of no known form and `on_bad_row` is `"fail"`; the message names the first ones.
     """
-    if (Path(path) / "pairs.json").is_file():
-        path = str(Path(path) / "pairs.json")
-    files = str(Path(path) / "*.parquet") if Path(path).is_dir() else path
-    file_format = "parquet" if files.endswith(".parquet") else "json"
-    dataset = load_dataset(file_format, data_files=files, split="train")
-    dataset, has_images_inside = with_encoded_images(dataset)
+    folder = Path(data)
+    if (folder / "pairs.json").is_file():  # what `aligngpt levels` wrote, beside its pictures
+        data = str(folder / "pairs.json")
+    elif (folder / "alignment_levels.json").is_file():
+        data = str(folder / "*.parquet")
+    shards = open_corpus(data, streaming=streaming)
     features = Features(
         {
             "id": Value("string"),
-            "images": List(Image() if has_images_inside else Value("string")),
-            "messages": List({"role": Value("string"), "content": Value("string")}),
+            "images": List(Image(decode=False) if any(s.embedded_images for s in shards) else Value("string")),
+            "messages": List({"role": Value("string"), "content": Value("string"), "num_images": Value("int32")}),
             "alignment_level": Value("int64"),
+            "length": Value("int64"),
+            "fault": Value("string"),
         }
     )
-    return dataset.map(
-        _normalize_record,
-        with_indices=True,
-        fn_kwargs={"image_folder": image_folder},
-        remove_columns=dataset.column_names,
+    if streaming:
+        dataset = IterableDataset.from_generator(
+            _read_rows,
+            features=features,
+            gen_kwargs={"data": data, "numbers": list(range(len(shards))), "key": "", "streaming": True},
+        )
+        if shuffle_seed is not None:
+            dataset = dataset.shuffle(seed=shuffle_seed, buffer_size=shuffle_buffer_size)
+        return dataset
+    # The cache is found again by these arguments, so they have to say what is in the files and who read them
+    key = " ".join([__version__, *(shard.fingerprint for shard in shards)])
+    dataset = Dataset.from_generator(
+        _read_rows,
         features=features,
-        desc="Reading records",
+        gen_kwargs={"data": data, "numbers": tuple(range(len(shards))), "key": key, "streaming": False},
     )
+    return _handle_faults(dataset, on_bad_row) if on_bad_row != "keep" else dataset
 
 
-def _normalize_record(record: dict[str, Any], index: int, image_folder: str | None) -> dict[str, Any]:
-    name = str(record["id"] if record.get("id") is not None else index)
+def load_datasets(data_args: DataArguments, training_args: StageConfig) -> dict[str, Dataset | IterableDataset | None]:
+    """
+    `train_dataset` and `eval_dataset` (None without `eval_file`) for a trainer. On a machine with several processes
+    the first one fills the cache of datasets, and the others find it filled.
+    """
+    with training_args.main_process_first(desc="reading the records"):
+        train = load_training_data(
+            data_args.train_file,
+            streaming=data_args.streaming,
+            on_bad_row=data_args.on_bad_row,
+            shuffle_seed=training_args.data_seed or training_args.seed,
+            shuffle_buffer_size=data_args.shuffle_buffer_size,
+        )
+        evaluation = data_args.eval_file and load_training_data(data_args.eval_file, on_bad_row=data_args.on_bad_row)
+    return {"train_dataset": train, "eval_dataset": evaluation}
+
+
+def _read_rows(data: str, numbers: list[int], key: str, streaming: bool) -> Iterator[dict[str, Any]]:
+    shards = open_corpus(data, streaming=streaming)
+    for number in numbers:
+        for index, record in enumerate(shards[number].read(0)):
+            yield _read_row(record, index, shards[number])
+
+
+def _read_row(record: dict[str, Any] | PairFault, index: int, shard: Shard) -> dict[str, Any]:
+    name, row = f"{shard.name}:{index}", {"images": [], "messages": [], "alignment_level": -1, "fault": ""}
     try:
-        images = get_images(record)
-        messages = get_messages(record) or [
-            {"role": "user", "content": ""},
-            {"role": "assistant", "content": get_caption(record)},
-        ]
+        if isinstance(record, PairFault):
+            raise record
+        name = str(record["id"]) if record.get("id") is not None else name
+        row["images"] = [_read_image(image, shard.embedded_images) for image in get_images(record)]
+        messages = get_messages(record)
+        if messages is None:
+            messages = [{"role": "user", "content": ""}, {"role": "assistant", "content": get_caption(record)}]
+            counts = [len(row["images"]), 0]
+        else:
+            counts = count_images_per_turn(record, len(row["images"]))
+        row["messages"] = [message | {"num_images": count} for message, count in zip(messages, counts, strict=True)]
+        row["alignment_level"] = _read_level(get_level(record))
     except PairFault as fault:
-        raise ValueError(f"Record {name}: {fault}") from fault
-    images = [image if isinstance(image, str) or image["bytes"] is not None else image["path"] for image in images]
-    if image_folder is not None:
-        images = [
-            str(Path(image_folder) / image) if isinstance(image, str) and "://" not in image else image
-            for image in images
-        ]
-    level = get_level(record)
-    return {"id": name, "images": images, "messages": messages, "alignment_level": -1 if level is None else level}
+        row |= {"images": [], "messages": [], "fault": f"{fault.kind}: {fault}"}
+    return row | {"id": name, "length": sum(len(message["content"].encode()) for message in row["messages"])}
 
 
-@dataclass
-class AlignGPTDataCollator(DataCollatorForVisionLanguageModeling):
-    """
-    TRL's collator, with the loss on assistant turns by default, and `alignment_levels` (batch,) in the batch.
+def _read_image(image: Any, embedded: bool) -> Any:
+    if isinstance(image, dict):
+        image = image if image.get("bytes") is not None else image.get("path")
+    if embedded:  # the column holds pictures; a path among them is one all the same
+        image = {"path": image, "bytes": None} if isinstance(image, str) else image
+        return {"path": None, "bytes": image} if isinstance(image, bytes) else image
+    if not isinstance(image, str):
+        raise PairFault("missing", f"An image is a path, not {type(image).__name__}.")
+    return image
 
-    Args:
-        num_alignment_levels (`int`, *optional*): given in stage 1: every row with an image needs a level below it.
-            Without it levels are left to the gate, whatever the rows say.
 
-    Raises:
-        ValueError: if a level is missing or out of range, or a row has nothing to train on; the message names the row.
-    """
+def _read_level(level: Any) -> int:
+    if level is None:
+        return -1
+    if isinstance(level, bool) or not isinstance(level, int | float) or level != int(level):
+        raise PairFault("malformed_record", f"The alignment level is {level!r}, no integer.")
+    return int(level)
 
-    assistant_only_loss: bool = True
-    num_alignment_levels: int | None = None
 
-    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        examples = [dict(example) for example in examples]
-        names = [example.pop("id", index) for index, example in enumerate(examples)]
-        levels = [example.pop("alignment_level", None) for example in examples]
-        has_image = [bool(example.get("images")) for example in examples]
-        batch = super().torch_call(examples)
-        if self.num_alignment_levels is not None:
-            for name, level, needed in zip(names, levels, has_image, strict=True):
-                if needed and (level is None or not 0 <= level < self.num_alignment_levels):
-                    raise ValueError(
-                        f"Row {name} has alignment level {level}; stage 1 needs 0..{self.num_alignment_levels - 1} in "
-                        "every row with an image. Score the pairs (`aligngpt score`) and cut the scores into levels "
-                        "(`aligngpt levels`) first."
-                    )
-            batch["alignment_levels"] = torch.tensor([-1 if level is None else level for level in levels])
-        without_target = [name for name, row in zip(names, batch["labels"], strict=True) if (row == -100).all()]
-        if without_target:
-            raise ValueError(
-                f"Rows {without_target} have no token to train on: no assistant turn, or it was cut off at "
-                f"max_length={self.max_length}."
-            )
-        return batch
+def _handle_faults(dataset: Dataset, on_bad_row: str) -> Dataset:
+    faults = dataset.with_format("arrow")["fault"].to_pylist() if len(dataset) else []
+    bad = [index for index, fault in enumerate(faults) if fault]
+    if not bad:
+        return dataset
+    first = "; ".join(f"row {dataset[index]['id']}: {faults[index]}" for index in bad[:5])
+    kinds = dict(Counter(faults[index].split(":")[0] for index in bad))
+    found = f"{len(bad)} of {len(faults)} records cannot be trained on ({kinds}). {first}"
+    if on_bad_row == "fail":
+        raise ValueError(f"{found}. Mend them (`--check` lists them all), or leave them out by --on_bad_row skip.")
+    logger.warning(f"{found}. They are left out.")
+    return dataset.select([index for index, fault in enumerate(faults) if not fault])

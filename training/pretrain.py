@@ -4,13 +4,16 @@ whose alignment levels are known. Everything else is frozen.
 
 Compose Vicuna and CLIP and train, on 8 GPUs:
 
-    accelerate launch --num_processes 8 -m aligngpt.training.pretrain --config pretrain_7b \
-        --train_file levels --image_folder images --output_dir aligngpt-7b-pretrain
+    accelerate launch --config_file training/accelerate/zero2_8gpu.yaml -m aligngpt.training.pretrain \
+        --config pretrain_7b --train_file levels --image_folder images --output_dir aligngpt-7b-pretrain
 
 On two CPU cores, with tiny parts:
 
     python -m aligngpt.training.pretrain --config pretrain_tiny_cpu --vision_model_name_or_path clip \
         --text_model_name_or_path llama --train_file pairs.jsonl --image_folder images --output_dir stage1
+
+With `--check` the data are gone through and reported on; nothing is trained. With `--resume_from_checkpoint latest`
+the same command starts a run and goes on with one that was stopped.
 
 The output folder is an ordinary checkpoint: `AutoModelForImageTextToText.from_pretrained` loads it, and `sft.py` takes
 it as `--model_name_or_path`.
@@ -19,29 +22,39 @@ it as `--model_name_or_path`.
 import sys
 
 from transformers import set_seed
-from trl import ModelConfig, SFTConfig, TrlParser
+from trl import ModelConfig, TrlParser
 
 from aligngpt.composing import compose
-from aligngpt.training.arguments import ComposeArguments, DataArguments, find_recipe
-from aligngpt.training.data import AlignGPTDataCollator, load_training_data
-from aligngpt.training.stages import select_trainable
-from aligngpt.training.trainer import AlignGPTTrainer, load_checkpoint
+from aligngpt.training.arguments import ComposeArguments, DataArguments, StageConfig, find_checkpoint, find_recipe
+from aligngpt.training.check import check_data
+from aligngpt.training.collator import AlignGPTDataCollator
+from aligngpt.training.data import load_datasets
+from aligngpt.training.model_card import StageRecord
+from aligngpt.training.stages import get_trained_modules, hold_trained_in_float32, select_trainable
+from aligngpt.training.trainer import AlignGPTTrainer, finish, load_checkpoint
 
 
 def main(
-    data_args: DataArguments, compose_args: ComposeArguments, training_args: SFTConfig, model_args: ModelConfig
-) -> None:
+    data_args: DataArguments, compose_args: ComposeArguments, training_args: StageConfig, model_args: ModelConfig
+) -> AlignGPTTrainer:
     """
-    Trains and saves a stage-1 model.
+    Trains and saves a stage-1 model; returns the trainer.
 
     Raises:
-        ValueError: if neither or both of a composed checkpoint and its two parts are named.
+        ValueError: if neither or both of a composed checkpoint and its two parts are named, or the language model
+            should be quantised or adapted, which leaves nothing that stage 1 could train.
     """
     parts = (compose_args.vision_model_name_or_path, compose_args.text_model_name_or_path)
     if (model_args.model_name_or_path is None) == (None in parts):
         raise ValueError(
             "Name either a composed model (--model_name_or_path) or its parts (--vision_model_name_or_path and "
             "--text_model_name_or_path)."
+        )
+    if model_args.use_peft or model_args.load_in_4bit or model_args.load_in_8bit:
+        raise ValueError(
+            "Stage 1 trains the projector and the alignment embeddings, and no adapter; transformers' Trainer refuses "
+            "a quantised model without one. A frozen language model in bf16 takes 2 bytes a parameter (7B: 13.5 GB), "
+            "and its gradients none: leave out use_peft, load_in_4bit and load_in_8bit, and lower the batch size."
         )
     set_seed(training_args.seed)  # the new modules are drawn before the trainer would set the seed
     if model_args.model_name_or_path is not None:
@@ -54,27 +67,45 @@ def main(
             attn_implementation=model_args.attn_implementation,
             num_alignment_levels=compose_args.num_alignment_levels,
         )
-    select_trainable(model, "pretrain")
     # Stage 1 sees images as CLIP does, centre-cropped; stage 2 pads them to a square
     processor.image_processor.do_pad = False
+    collator = AlignGPTDataCollator(
+        processor=processor,
+        max_length=training_args.max_length,
+        pad_to_multiple_of=training_args.pad_to_multiple_of,
+        chat_template="plain",
+        num_alignment_levels=model.config.num_alignment_levels,
+        image_folder=data_args.image_folder,
+        on_bad_row=data_args.on_bad_row,
+    )
+    if data_args.check:
+        sys.exit(check_data(data_args, training_args, collator))
 
+    extra = ["model.vision_tower"] if training_args.train_vision_tower else []
+    select_trainable(model, "pretrain", *extra)
+    hold_trained_in_float32(model)
+    record = StageRecord.load(model_args.model_name_or_path, model_args.model_revision)
     trainer = AlignGPTTrainer(
         model=model,
         args=training_args,
-        train_dataset=load_training_data(data_args.train_file, data_args.image_folder),
-        data_collator=AlignGPTDataCollator(
-            processor=processor,
-            max_length=training_args.max_length,
-            pad_to_multiple_of=training_args.pad_to_multiple_of,
-            chat_template="plain",
-            num_alignment_levels=model.config.num_alignment_levels,
-        ),
+        data_collator=collator,
         processing_class=processor,
+        record=record.add(
+            stage="pretrain",
+            base_models=[name for name in (*parts, model_args.model_name_or_path) if name is not None],
+            trained=get_trained_modules(model, "pretrain", *extra),
+            data_args=data_args,
+            training_args=training_args,
+            model_args=model_args,
+            config=model.config,
+        ),
+        **load_datasets(data_args, training_args),
     )
-    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
-    trainer.save_model(training_args.output_dir)
+    trainer.train(resume_from_checkpoint=find_checkpoint(training_args))
+    finish(trainer)
+    return trainer
 
 
 if __name__ == "__main__":
-    parser = TrlParser((DataArguments, ComposeArguments, SFTConfig, ModelConfig))
+    parser = TrlParser((DataArguments, ComposeArguments, StageConfig, ModelConfig))
     main(*parser.parse_args_and_config(args=find_recipe(sys.argv[1:])))

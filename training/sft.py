@@ -4,47 +4,92 @@ vision tower and the alignment embeddings are frozen.
 
 From a stage-1 output, on 8 GPUs:
 
-    accelerate launch --num_processes 8 -m aligngpt.training.sft --config sft_7b \
+    accelerate launch --config_file training/accelerate/zero3_8gpu.yaml -m aligngpt.training.sft --config sft_7b \
         --model_name_or_path aligngpt-7b-pretrain --train_file llava_v1_5_mix665k.json --image_folder images \
         --output_dir aligngpt-7b
+
+With LoRA on a language model in 4 bits, on one GPU of 24 GB:
+
+    python -m aligngpt.training.sft --config sft_7b_qlora_24gb --model_name_or_path aligngpt-7b-pretrain \
+        --train_file llava_v1_5_mix665k.json --image_folder images --output_dir aligngpt-7b-qlora
+    aligngpt merge aligngpt-7b-qlora --out aligngpt-7b
 
 On two CPU cores:
 
     python -m aligngpt.training.sft --config sft_tiny_cpu --model_name_or_path stage1 --train_file chats.jsonl \
         --image_folder images --output_dir stage2
+
+With `--check` the data are gone through and reported on; nothing is trained. With `--resume_from_checkpoint latest`
+the same command starts a run and goes on with one that was stopped.
 """
 
 import sys
 
-from trl import ModelConfig, SFTConfig, TrlParser
+from transformers import set_seed
+from trl import ModelConfig, TrlParser
 
-from aligngpt.training.arguments import DataArguments, find_recipe
-from aligngpt.training.data import AlignGPTDataCollator, load_training_data
-from aligngpt.training.stages import select_trainable
-from aligngpt.training.trainer import AlignGPTTrainer, load_checkpoint
+from aligngpt.training.arguments import AblationArguments, DataArguments, StageConfig, find_checkpoint, find_recipe
+from aligngpt.training.check import check_data
+from aligngpt.training.collator import AlignGPTDataCollator
+from aligngpt.training.data import load_datasets
+from aligngpt.training.model_card import StageRecord
+from aligngpt.training.stages import (
+    ablate,
+    get_lora_config,
+    get_trained_modules,
+    hold_trained_in_float32,
+    select_trainable,
+)
+from aligngpt.training.trainer import AlignGPTTrainer, finish, load_checkpoint
 
 
-def main(data_args: DataArguments, training_args: SFTConfig, model_args: ModelConfig) -> None:
-    """Trains and saves a stage-2 model."""
+def main(
+    data_args: DataArguments, ablation_args: AblationArguments, training_args: StageConfig, model_args: ModelConfig
+) -> AlignGPTTrainer:
+    """Trains and saves a stage-2 model, or with `use_peft` an adapter; returns the trainer."""
+    set_seed(training_args.seed)
     model, processor = load_checkpoint(model_args)
-    select_trainable(model, "sft")
+    ablate(model, ablation_args)
     processor.image_processor.do_pad = True
+    collator = AlignGPTDataCollator(
+        processor=processor,
+        max_length=training_args.max_length,
+        pad_to_multiple_of=training_args.pad_to_multiple_of,
+        image_folder=data_args.image_folder,
+        on_bad_row=data_args.on_bad_row,
+    )
+    if data_args.check:
+        sys.exit(check_data(data_args, training_args, collator))
 
+    extra = ["model.vision_tower"] if training_args.train_vision_tower else []
+    extra += ["model.alignment_embeddings"] if training_args.train_alignment_embeddings else []
+    peft_config = get_lora_config(model, model_args, *extra)
+    if peft_config is None:
+        select_trainable(model, "sft", *extra)
+        hold_trained_in_float32(model)
+    record = StageRecord.load(model_args.model_name_or_path, model_args.model_revision)
     trainer = AlignGPTTrainer(
         model=model,
         args=training_args,
-        train_dataset=load_training_data(data_args.train_file, data_args.image_folder),
-        data_collator=AlignGPTDataCollator(
-            processor=processor,
-            max_length=training_args.max_length,
-            pad_to_multiple_of=training_args.pad_to_multiple_of,
-        ),
+        data_collator=collator,
         processing_class=processor,
+        peft_config=peft_config,
+        record=record.add(
+            stage="sft",
+            base_models=[model_args.model_name_or_path],
+            trained=get_trained_modules(model, "sft", *extra),
+            data_args=data_args,
+            training_args=training_args,
+            model_args=model_args,
+            config=model.config,
+        ),
+        **load_datasets(data_args, training_args),
     )
-    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
-    trainer.save_model(training_args.output_dir)
+    trainer.train(resume_from_checkpoint=find_checkpoint(training_args))
+    finish(trainer)
+    return trainer
 
 
 if __name__ == "__main__":
-    parser = TrlParser((DataArguments, SFTConfig, ModelConfig))
+    parser = TrlParser((DataArguments, AblationArguments, StageConfig, ModelConfig))
     main(*parser.parse_args_and_config(args=find_recipe(sys.argv[1:])))

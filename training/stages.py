@@ -1,8 +1,15 @@
 """What each training stage trains. The one place that says so; scripts and tests use it."""
 
+import re
 from typing import Literal
 
+import torch
+from peft import LoraConfig
+from torch import nn
+from trl import ModelConfig
+
 from aligngpt import AlignGPTForConditionalGeneration
+from aligngpt.training.arguments import AblationArguments
 
 
 TRAINED_MODULES = {
@@ -12,21 +19,89 @@ TRAINED_MODULES = {
     "sft": ("model.multi_modal_projector", "model.language_model", "lm_head", "model.alignment_gate"),
 }
 
+# Never in 4 or 8 bits: what LoRA does not adapt is small, is trained itself, or makes the logits. transformers matches
+# whole paths from the root; a bare "vision_tower" would match nothing
+UNQUANTIZED_MODULES = ["model.vision_tower", "model.multi_modal_projector", "model.alignment_gate", "lm_head"]
 
-def select_trainable(model: AlignGPTForConditionalGeneration, stage: Literal["pretrain", "sft"]) -> list[str]:
+
+def get_trained_modules(
+    model: AlignGPTForConditionalGeneration, stage: Literal["pretrain", "sft"], *extra: str
+) -> list[str]:
     """
-    Sets `requires_grad` of every parameter for a stage and returns the names of those that train. The gate stays
-    frozen where `alignment_mode` does not use it. Source: the paper, sections 3.2 and 3.3.
+    Paths of the modules that a stage trains, and `extra` ones. The gate is not among them where `alignment_mode` does
+    not use it. Source: the paper, sections 3.2 and 3.3.
 
     Raises:
         ValueError: if there is no such stage.
     """
     if stage not in TRAINED_MODULES:
         raise ValueError(f"There is no stage {stage!r}; the stages are {', '.join(TRAINED_MODULES)}.")
-    modules = TRAINED_MODULES[stage]
+    modules = list(dict.fromkeys([*TRAINED_MODULES[stage], *extra]))
     if model.config.alignment_mode in ("average", "global"):
-        modules = tuple(name for name in modules if name != "model.alignment_gate")
+        modules = [name for name in modules if name != "model.alignment_gate"]
+    return modules
+
+
+def select_trainable(
+    model: AlignGPTForConditionalGeneration, stage: Literal["pretrain", "sft"], *extra: str
+) -> list[str]:
+    """
+    Sets `requires_grad` of every parameter for a stage that trains all weights of its modules (and of `extra` ones),
+    and returns the names of those that train.
+
+    Raises:
+        ValueError: if there is no such stage.
+    """
     model.requires_grad_(False)
-    for name in modules:
+    for name in get_trained_modules(model, stage, *extra):
         model.get_submodule(name).requires_grad_(True)
     return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+def hold_trained_in_float32(model: nn.Module) -> None:
+    """
+    Casts the parameters that train to float32: AdamW's steps are smaller than what half precision can tell apart, and
+    would be lost. Under autocast (`bf16: true`, `fp16: true`) they are used in half precision all the same.
+    """
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.dtype in (torch.float16, torch.bfloat16):
+            parameter.data = parameter.data.float()
+
+
+def ablate(model: AlignGPTForConditionalGeneration, args: AblationArguments) -> None:
+    """Applies the paper's ablations of stage 2 to a model, in place."""
+    for name in ("alignment_mode", "alignment_gate_text"):
+        if getattr(args, name) is not None:
+            setattr(model.config, name, getattr(args, name))
+    if args.random_alignment_embeddings:
+        nn.init.xavier_uniform_(model.model.alignment_embeddings.weight)
+
+
+def get_lora_config(
+    model: AlignGPTForConditionalGeneration, model_args: ModelConfig, *extra: str
+) -> LoraConfig | None:
+    """
+    LoRA for stage 2, or None without `use_peft`: on the linear layers of the language model's blocks; the other
+    modules that stage 2 trains (and `extra` ones) are trained whole and saved with the adapter. The head stays frozen.
+    `lora_target_modules` names other leaves of the language model, e.g. `q_proj v_proj`.
+    """
+    if not model_args.use_peft:
+        return None
+    blocks = model.model.language_model.layers
+    leaves = model_args.lora_target_modules or sorted(
+        {name for name, module in blocks[0].named_modules() if isinstance(module, nn.Linear)}
+    )
+    # "all-linear" and bare suffixes would also adapt the vision tower, the projector and the gate
+    target = r".*\.language_model\.layers\.\d+\.(.*\.)?(" + "|".join(map(re.escape, leaves)) + ")"
+    adapted = ("model.language_model", "lm_head")
+    whole = [name for name in get_trained_modules(model, "sft", *extra) if name not in adapted]
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=model_args.lora_r,
+        lora_alpha=model_args.lora_alpha,
+        lora_dropout=model_args.lora_dropout,
+        use_rslora=model_args.use_rslora,
+        use_dora=model_args.use_dora,
+        target_modules=target,
+        modules_to_save=[*whole, *(model_args.lora_modules_to_save or [])],
+    )

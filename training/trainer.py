@@ -1,14 +1,35 @@
-"""TRL's SFTTrainer, told to keep the columns that AlignGPT needs, and the checkpoint that it starts from."""
+"""
+TRL's SFTTrainer for AlignGPT: batches of [`~aligngpt.training.collator.AlignGPTDataCollator`], learning rates by
+module, what the gate does in the logs, and runs that stop when they have to.
+"""
 
+import sys
+import time
+from typing import Any
+
+import datasets
+import psutil
+import torch
 from transformers import AutoProcessor
-from trl import ModelConfig, SFTTrainer
+from transformers.utils import logging
+from trl import ModelConfig, SFTTrainer, get_quantization_config
 
 from aligngpt import AlignGPTForConditionalGeneration, AlignGPTProcessor
+from aligngpt.training.interruption import StopOnSignal
+from aligngpt.training.model_card import StageRecord, write_model_card
+from aligngpt.training.sampler import ModalityLengthSampler
+from aligngpt.training.stages import UNQUANTIZED_MODULES
+
+
+logger = logging.get_logger(__name__)
+
+ROW_LISTS = ("skipped_rows", "truncated_rows", "rows_without_target")
 
 
 def load_checkpoint(model_args: ModelConfig) -> tuple[AlignGPTForConditionalGeneration, AlignGPTProcessor]:
     """
-    Model and processor of `model_name_or_path`, in the precision and with the attention that the arguments name.
+    Model and processor of `model_name_or_path`, in the precision and with the attention that the arguments name. With
+    `load_in_4bit` or `load_in_8bit` only the language model's blocks are quantised.
 
     Raises:
         ValueError: if no checkpoint is named.
@@ -16,16 +37,211 @@ def load_checkpoint(model_args: ModelConfig) -> tuple[AlignGPTForConditionalGene
     name, revision = model_args.model_name_or_path, model_args.model_revision
     if name is None:
         raise ValueError("Name the checkpoint to start from: --model_name_or_path, e.g. the output folder of stage 1.")
+    quantization_config = get_quantization_config(model_args)
+    if quantization_config is not None:
+        quantization_config.llm_int8_skip_modules = UNQUANTIZED_MODULES
     model = AlignGPTForConditionalGeneration.from_pretrained(
-        name, revision=revision, dtype=model_args.dtype, attn_implementation=model_args.attn_implementation
+        name,
+        revision=revision,
+        dtype=model_args.dtype,
+        attn_implementation=model_args.attn_implementation,
+        quantization_config=quantization_config,
     )
     return model, AutoProcessor.from_pretrained(name, revision=revision)
 
 
 class AlignGPTTrainer(SFTTrainer):
-    """[`~trl.SFTTrainer`] for [`~aligngpt.training.data.AlignGPTDataCollator`]."""
+    """
+    [`~trl.SFTTrainer`] for both stages.
+
+    Args:
+        args (`StageConfig`): as SFTTrainer's, with what AlignGPT's stages add.
+        record (`StageRecord`, *optional*): what the model card says about this stage and those before it.
+
+    Raises:
+        FloatingPointError: from `train`, if a loss or gradient is not finite; the message names the rows.
+    """
+
+    def __init__(self, *args, record: StageRecord | None = None, **kwargs):
+        training_args, train_dataset = kwargs["args"], kwargs["train_dataset"]
+        if isinstance(train_dataset, datasets.IterableDataset):
+            if training_args.group_by_modality_length:
+                raise ValueError("Streamed rows cannot be grouped: leave out group_by_modality_length, or streaming.")
+            # Otherwise the first process would make all batches and cut their tensors for the others by rows, but
+            # pixel_values has images, not rows, first
+            training_args.accelerator_config.dispatch_batches = False
+        super().__init__(*args, **kwargs)
+        self.record = record
+        self.stop_on_signal = StopOnSignal()
+        self.add_callback(self.stop_on_signal)
+        if training_args.fp16 or not training_args.bf16:
+            # TRL holds what trains beside a quantised model in bf16: unknown to a T4, and to fp16's loss scaling
+            for parameter in self.model.parameters():
+                if parameter.requires_grad and parameter.dtype == torch.bfloat16:
+                    parameter.data = parameter.data.float()
+        self._step_rows: list[str] = []
+        self._reset_interval()
+        base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        self.model.register_forward_hook(self._keep_losses)
+        base.model.register_forward_hook(self._keep_weights)
+
+    # Data
 
     def _set_signature_columns_if_needed(self):
         # Columns that TRL does not know would vanish before the collator sees them
         super()._set_signature_columns_if_needed()
-        self._signature_columns = [*dict.fromkeys([*self._signature_columns, "id", "alignment_level"])]
+        extra = ["id", "alignment_level", "length", "fault"]
+        self._signature_columns = [*dict.fromkeys([*self._signature_columns, *extra])]
+
+    def _get_train_sampler(self, train_dataset=None):
+        train_dataset = self.train_dataset if train_dataset is None else train_dataset
+        if not self.args.group_by_modality_length:
+            return super()._get_train_sampler(train_dataset)
+        table = train_dataset.with_format("arrow")
+        return ModalityLengthSampler(
+            lengths=table["length"].to_pylist(),
+            has_images=[bool(images) for images in _list_lengths(table["images"])],
+            group_size=self.args.train_batch_size * self.args.world_size,
+            seed=self.args.data_seed or self.args.seed,
+        )
+
+    # Optimisation
+
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        is_new = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        rates = {
+            ".multi_modal_projector.": self.args.projector_learning_rate,
+            ".alignment_gate.": self.args.gate_learning_rate,
+        }
+        for path, rate in rates.items():
+            if is_new and rate is not None:
+                named = (self.model if model is None else model).named_parameters()
+                own = {id(parameter) for name, parameter in named if path in name}
+                _split_groups(optimizer, own, rate)
+        return optimizer
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        rows = inputs.pop("row_ids", [])
+        lists = {name: inputs.pop(name, []) for name in ROW_LISTS}
+        result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        loss = result[0] if return_outputs else result
+        if not self.model.training:
+            return result
+        if not torch.isfinite(loss):
+            raise FloatingPointError(
+                f"The loss of step {self.state.global_step + 1} is {loss.item()}, on the batch of rows {rows}. Look "
+                "at them with `aligngpt inspect`; a lower learning rate, or bf16 instead of fp16, may be the cure."
+            )
+        self._step_rows += rows
+        for name, affected in lists.items():
+            self._counts[name] += len(affected)
+            if affected:
+                logger.warning(f"Step {self.state.global_step + 1}: {name.replace('_', ' ')}: {affected}")
+        self._count_levels(inputs.get("alignment_levels"))
+        return result
+
+    def _clip_grad_norm(self, model):
+        norm = super()._clip_grad_norm(model)
+        scaler = self.accelerator.scaler  # which leaves out steps with infinite gradients, and lowers the scale
+        if scaler is None and norm is not None and not torch.isfinite(torch.as_tensor(norm)).all():
+            raise FloatingPointError(
+                f"The gradients of step {self.state.global_step + 1} are not finite, on rows {self._step_rows}."
+            )
+        self._step_rows = []
+        return norm
+
+    # Logs
+
+    def _reset_interval(self) -> None:
+        num_levels = self.model.config.num_alignment_levels
+        self._counts = dict.fromkeys(ROW_LISTS, 0)
+        self._level_sums = torch.zeros(2, num_levels, device=self.args.device)  # loss, tokens
+        self._gate_sums = torch.zeros(num_levels + 1, device=self.args.device)  # weights, entropy, rows
+        self._interval_start, self._interval_tokens = time.perf_counter(), self._total_train_tokens
+
+    def _keep_losses(self, module, args, outputs) -> None:
+        if getattr(outputs, "log_probs", None) is not None:
+            self._row_losses = -outputs.log_probs.detach().sum(-1), outputs.label_mask.sum(-1)
+
+    def _keep_weights(self, module, args, outputs) -> None:
+        if module.training and module.config.alignment_mode in ("adaptive", "local"):
+            weights = outputs.alignment_weights.detach().float()  # (B, N-1), zeros where no gate ran
+            entropy = torch.special.entr(weights).sum()
+            num_rows = weights.any(-1).sum()
+            self._gate_sums += torch.cat([weights.sum(0), torch.stack([entropy, num_rows])]).to(self._gate_sums)
+
+    def _count_levels(self, levels: torch.LongTensor | None) -> None:
+        if levels is not None:
+            has_level = levels >= 0
+            sums = torch.stack(self._row_losses).to(self._level_sums)[:, has_level]
+            self._level_sums.index_add_(1, levels[has_level].to(self._level_sums.device), sums)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if self.model.training and "loss" in logs:
+            logs.update(self._summarise_interval())
+            self._reset_interval()
+        super().log(logs, start_time)
+
+    def _summarise_interval(self) -> dict[str, float]:
+        counts = torch.tensor([float(self._counts[name]) for name in ROW_LISTS], device=self.args.device)
+        sums = torch.cat([self._level_sums.flatten(), self._gate_sums, counts])
+        sums = self.accelerator.reduce(sums, "sum").tolist()
+        num_levels = self.model.config.num_alignment_levels
+        losses, tokens = sums[:num_levels], sums[num_levels : 2 * num_levels]
+        *weights, entropy, num_rows = sums[2 * num_levels : 3 * num_levels + 1]
+        seconds = time.perf_counter() - self._interval_start
+        metrics = {f"loss_level_{i}": loss / n for i, (loss, n) in enumerate(zip(losses, tokens, strict=True)) if n}
+        if num_rows:
+            metrics |= {f"gate_weight_{index}": weight / num_rows for index, weight in enumerate(weights)}
+            metrics["gate_entropy"] = entropy / num_rows
+        metrics |= {name: int(count) for name, count in zip(ROW_LISTS, sums[-3:], strict=True) if count}
+        metrics["tokens_per_second"] = (self._total_train_tokens - self._interval_tokens) / seconds
+        is_cuda = self.args.device.type == "cuda"
+        memory = torch.cuda.max_memory_allocated() if is_cuda else psutil.Process().memory_info().rss
+        metrics["peak_gpu_memory_gib" if is_cuda else "memory_gib"] = memory / 2**30
+        return metrics
+
+    # Output
+
+    def create_model_card(self, model_name=None, dataset_name=None, tags=None) -> None:
+        if self.record is None:
+            super().create_model_card(model_name, dataset_name, tags)
+        elif self.is_world_process_zero():
+            write_model_card(self.args.output_dir, self.record, self.hub_model_id)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.record is not None:
+            self.record.save(output_dir or self.args.output_dir)
+
+
+def finish(trainer: AlignGPTTrainer) -> None:
+    """
+    Saves model, processor, record and model card, and pushes them with `push_to_hub`. After a run that a signal
+    stopped, exits with 128 plus the signal's number, as shells do, and leaves the checkpoint, with which
+    `--resume_from_checkpoint latest` goes on.
+    """
+    number = trainer.stop_on_signal.signal_number
+    if number is not None:
+        trainer.end()
+        sys.exit(128 + number)
+    trainer.save_model(trainer.args.output_dir)
+    trainer.create_model_card()
+    if trainer.args.push_to_hub:
+        trainer.push_to_hub()
+    trainer.end()
+
+
+def _list_lengths(column) -> list[int]:
+    return [len(images) if images is not None else 0 for images in column.to_pylist()]
+
+
+def _split_groups(optimizer: torch.optim.Optimizer, parameter_ids: set[int], learning_rate: float) -> None:
+    """Moves parameters to groups of their own, which differ from those where they were in the learning rate."""
+    for group in list(optimizer.param_groups):
+        own = [parameter for parameter in group["params"] if id(parameter) in parameter_ids]
+        if own:
+            group["params"] = [parameter for parameter in group["params"] if id(parameter) not in parameter_ids]
+            optimizer.add_param_group({**group, "params": own, "lr": learning_rate})
+    optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]

@@ -1,16 +1,17 @@
-"""Records, batches and labels."""
+"""Records to rows: which forms are read, and what becomes of those that cannot be."""
 
 import json
 
+import datasets
 import pytest
 
-from aligngpt.training.data import AlignGPTDataCollator, load_training_data
+from aligngpt.training.data import load_training_data
 
 
 RECORDS = [
     {"id": "a", "image": "a.png", "caption": "a cat", "similarity": 3},
     {
-        "id": "b",
+        "id": 7,
         "image": "a.png",
         "conversations": [
             {"from": "human", "value": "What is it?\n<image>"},
@@ -24,78 +25,99 @@ RECORDS = [
 ]
 
 
-@pytest.fixture
-def dataset(tmp_path, make_image):
-    make_image(0).save(tmp_path / "a.png")
-    rows = []
-    for record in RECORDS:  # one file each: their columns differ
-        path = tmp_path / f"{record['id']}.jsonl"
-        path.write_text(json.dumps(record) + "\n")
-        rows.append(load_training_data(str(path), str(tmp_path))[0])
-    return rows
+def write_json(path, records):
+    path.write_text(json.dumps(records))
+    return str(path)
 
 
-def trained_text(processor, batch, row):
-    """The tokens of a row that have a label, as text."""
-    labels = batch["labels"][row]
-    assert (labels[labels != -100] == batch["input_ids"][row][labels != -100]).all()
-    return processor.tokenizer.decode(labels[labels != -100])
+def message(role, content, num_images=0):
+    return {"role": role, "content": content, "num_images": num_images}
 
 
-def test_the_three_kinds_of_records_become_messages(dataset, tmp_path):
-    caption, conversation, text_only = dataset
-    assert caption == {
+@pytest.mark.parametrize("streaming", [False, True])
+def test_the_three_kinds_of_records_and_ids_of_both_types_become_rows(tmp_path, streaming):
+    rows = list(load_training_data(write_json(tmp_path / "mix.json", RECORDS), streaming=streaming))
+    assert rows[0] == {
         "id": "a",
-        "images": [str(tmp_path / "a.png")],
-        "messages": [{"role": "user", "content": ""}, {"role": "assistant", "content": "a cat"}],
+        "images": ["a.png"],
+        "messages": [message("user", "", 1), message("assistant", "a cat")],
         "alignment_level": 3,
+        "length": 5,
+        "fault": "",
     }
-    assert conversation["messages"][0] == {"role": "user", "content": "What is it?"}
-    assert [message["role"] for message in conversation["messages"]] == ["user", "assistant"] * 2
-    assert text_only["images"] == [] and text_only["alignment_level"] == -1
+    assert rows[1]["id"] == "7"
+    assert rows[1]["messages"] == [
+        message("user", "What is it?", 1),
+        message("assistant", "12 cats."),
+        message("user", "Where?"),
+        message("assistant", "On a mat."),
+    ]
+    assert rows[2]["images"] == [] and rows[2]["alignment_level"] == -1
 
 
-def test_a_record_without_text_is_named(tmp_path):
-    path = tmp_path / "data.jsonl"
-    path.write_text('{"id": "x7", "image": "a.png"}\n')
-    with pytest.raises(Exception, match="Record x7: There is none of messages, conversations, caption, text"):
-        load_training_data(str(path))
+def test_images_stay_in_the_turn_that_has_their_placeholder(tmp_path):
+    turns = [("human", "Hello"), ("gpt", "Hi"), ("human", "<image>\n<image>\nSame?"), ("gpt", "No")]
+    record = {"image": ["a.png", "b.png"], "conversations": [{"from": who, "value": text} for who, text in turns]}
+    row = load_training_data(write_json(tmp_path / "data.json", [record]))[0]
+    assert [turn["num_images"] for turn in row["messages"]] == [0, 0, 2, 0]
+    assert row["messages"][2]["content"] == "Same?"
 
 
-def test_stage_1_trains_the_caption_and_a_newline(processor, dataset):
-    collator = AlignGPTDataCollator(processor, chat_template="plain", num_alignment_levels=8)
-    batch = collator([dataset[0]])
-    tokens = processor.tokenizer.convert_ids_to_tokens(batch["input_ids"][0])
-    caption = processor.tokenizer.tokenize("a cat\n")
-    assert tokens == ["<s>", "<align>", *["<image>"] * 16, *caption]
-    assert batch["labels"][0].tolist() == [-100] * 18 + processor.tokenizer.convert_tokens_to_ids(caption)
-    assert batch["alignment_levels"].tolist() == [3]
-    assert not batch["token_type_ids"].any(), "the gate must not read the caption"
+def test_a_dataset_of_messages_and_images_of_the_hub_s_form_is_read(tmp_path, make_image):
+    chat = [
+        {"role": "user", "content": [{"type": "image", "text": None}, {"type": "text", "text": "Blue?"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "Yes."}]},
+    ]
+    features = datasets.Features(
+        {
+            "messages": datasets.List(
+                {
+                    "role": datasets.Value("string"),
+                    "content": datasets.List(dict.fromkeys(("type", "text"), datasets.Value("string"))),
+                }
+            ),
+            "images": datasets.List(datasets.Image()),
+        }
+    )
+    dataset = datasets.Dataset.from_dict({"messages": [chat], "images": [[make_image(0)]]}, features=features)
+    dataset.to_parquet(tmp_path / "train.parquet")
+    row = load_training_data(str(tmp_path))[0]
+    assert row["messages"] == [message("user", "Blue?", 1), message("assistant", "Yes.")]
+    assert row["images"][0]["bytes"].startswith(b"\x89PNG"), "images stay encoded until a worker opens them"
 
 
-def test_stage_2_trains_the_answers_with_their_end_tokens(processor, dataset):
-    batch = AlignGPTDataCollator(processor)([dataset[1], dataset[2]])
-    assert trained_text(processor, batch, 0) == "12 cats.</s> On a mat.</s>"
-    assert trained_text(processor, batch, 1) == "Yes.</s>"
-    assert "alignment_levels" not in batch, "stage 2 leaves the level to the gate"
-    assert batch["attention_mask"][1].tolist() == sorted(batch["attention_mask"][1].tolist(), reverse=True)
-    assert len(batch["pixel_values"]) == 1
+BAD_RECORDS = [
+    {"id": "no text", "image": "a.png"},
+    {"id": "two images", "image": ["a.png", "b.png"], "conversations": [{"from": "human", "value": "<image>"}]},
+    {"id": "no image", "conversations": [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A"}]},
+    {"id": "odd level", "image": "a.png", "caption": "cat", "alignment_level": 2.5},
+]
 
 
-@pytest.mark.parametrize("level", [-1, 8, None])
-def test_a_missing_level_or_one_out_of_range_names_the_row_in_stage_1(processor, dataset, level):
-    collator = AlignGPTDataCollator(processor, chat_template="plain", num_alignment_levels=8)
-    with pytest.raises(ValueError, match=rf"Row a has alignment level {level}; stage 1 needs 0\.\.7"):
-        collator([{**dataset[0], "alignment_level": level}])
+def test_records_that_cannot_be_trained_on_are_named_and_counted(tmp_path):
+    path = write_json(tmp_path / "bad.json", [*RECORDS, *BAD_RECORDS])
+    with pytest.raises(
+        ValueError, match=r"4 of 7 records.*row no text: no_caption.*row two images: placeholder_count"
+    ):
+        load_training_data(path)
+    assert len(load_training_data(path, on_bad_row="skip")) == 3
+    kept = load_training_data(path, on_bad_row="keep")
+    kinds = [fault.split(":")[0] for fault in kept["fault"]]
+    assert kinds == ["", "", "", "no_caption", "placeholder_count", "missing", "malformed_record"]
 
 
-def test_a_row_whose_answer_is_cut_off_is_named(processor, dataset):
-    collator = AlignGPTDataCollator(processor, max_length=12)
-    with pytest.raises(ValueError, match=r"Rows \['c'\] have no token to train on.*max_length=12"):
-        collator([dataset[2]])
+def test_a_file_that_changed_is_read_anew(tmp_path):
+    path = tmp_path / "data.json"
+    assert len(load_training_data(write_json(path, RECORDS))) == 3
+    assert len(load_training_data(write_json(path, RECORDS[:2]))) == 2
 
 
-def test_collating_leaves_the_rows_as_they_were(processor, dataset):
-    before = json.dumps(dataset[1])
-    AlignGPTDataCollator(processor)([dataset[1]])
-    assert json.dumps(dataset[1]) == before
+def test_streamed_rows_are_shuffled_by_the_seed(tmp_path):
+    path = write_json(tmp_path / "data.json", [{"id": i, "image": "a.png", "caption": "cat"} for i in range(50)])
+
+    def ids(**options):
+        return [int(row["id"]) for row in load_training_data(path, streaming=True, **options)]
+
+    assert ids() == list(range(50))
+    assert ids(shuffle_seed=1) == ids(shuffle_seed=1) != ids(shuffle_seed=2)
+    assert sorted(ids(shuffle_seed=1)) == list(range(50))

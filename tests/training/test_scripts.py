@@ -7,11 +7,11 @@ import sys
 import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, set_seed
-from trl import ModelConfig, SFTConfig, TrlParser
+from trl import ModelConfig, TrlParser
 
 from aligngpt.composing import compose
 from aligngpt.training import pretrain, sft
-from aligngpt.training.arguments import ComposeArguments, DataArguments, find_recipe
+from aligngpt.training.arguments import AblationArguments, ComposeArguments, DataArguments, StageConfig, find_recipe
 
 
 OVERRIDES = ["--max_steps", "3", "--per_device_train_batch_size", "4", "--logging_steps", "1"]
@@ -39,7 +39,7 @@ def stage_1(data, vision_folder, text_folder, tmp_path_factory):
     arguments = ["--config", "pretrain_tiny_cpu", *OVERRIDES, "--output_dir", str(folder)]
     arguments += ["--vision_model_name_or_path", str(vision_folder), "--text_model_name_or_path", str(text_folder)]
     arguments += ["--train_file", str(data / "pairs.jsonl"), "--image_folder", str(data)]
-    parser = TrlParser((DataArguments, ComposeArguments, SFTConfig, ModelConfig))
+    parser = TrlParser((DataArguments, ComposeArguments, StageConfig, ModelConfig))
     pretrain.main(*parser.parse_args_and_config(args=find_recipe(arguments)))
     return folder
 
@@ -51,7 +51,11 @@ def stage_2(data, stage_1, tmp_path_factory):
     arguments = ["--config", "sft_tiny_cpu", *OVERRIDES, "--output_dir", str(folder)]
     arguments += ["--model_name_or_path", str(stage_1)]
     arguments += ["--train_file", str(data / "chats.jsonl"), "--image_folder", str(data)]
-    sft.main(*TrlParser((DataArguments, SFTConfig, ModelConfig)).parse_args_and_config(args=find_recipe(arguments)))
+    sft.main(
+        *TrlParser((DataArguments, AblationArguments, StageConfig, ModelConfig)).parse_args_and_config(
+            args=find_recipe(arguments)
+        )
+    )
     return folder
 
 
@@ -86,7 +90,7 @@ def test_both_outputs_load_through_the_auto_classes_and_answer(stage_1, stage_2,
 
 
 def test_pretraining_needs_a_model_or_its_two_parts(stage_1, data, tmp_path):
-    parser = TrlParser((DataArguments, ComposeArguments, SFTConfig, ModelConfig))
+    parser = TrlParser((DataArguments, ComposeArguments, StageConfig, ModelConfig))
     arguments = ["--config", "pretrain_tiny_cpu", "--output_dir", str(tmp_path), "--train_file", "x.jsonl"]
     with pytest.raises(ValueError, match="Name either a composed model"):
         pretrain.main(*parser.parse_args_and_config(args=find_recipe(arguments)))

@@ -1,0 +1,83 @@
+"""A look at all training data before training: every row goes through the collator once."""
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+from transformers.utils import logging
+
+from aligngpt.processing.atomic_output import write_json
+from aligngpt.training.arguments import DataArguments, StageConfig
+from aligngpt.training.collator import AlignGPTDataCollator
+from aligngpt.training.data import load_training_data
+
+
+logger = logging.get_logger(__name__)
+
+REPORT_FILE = "data_check.json"
+ROWS_PER_BATCH = 16
+
+
+@dataclass
+class RowExaminer:
+    """Collates rows one by one, in a worker: `(id, fault or None, number of tokens, number of labels)` of each."""
+
+    collator: AlignGPTDataCollator
+
+    def __call__(self, rows: list[dict[str, Any]]) -> list[tuple[str, str | None, int, int]]:
+        torch.set_num_threads(1)
+        return [self._examine(row) for row in rows]
+
+    def _examine(self, row: dict[str, Any]) -> tuple[str, str | None, int, int]:
+        name = str(row.get("id"))
+        try:
+            batch = replace(self.collator, on_bad_row="fail")([row])
+        except ValueError as error:
+            text = str(error)
+            kind = (
+                text.partition(f"row {name}: ")[2].partition(": ")[0]
+                if text.startswith("Rows that cannot")
+                else "no_target"
+                if "no token to train on" in text
+                else "alignment_level"
+            )
+            return name, f"{kind}: {text}", 0, 0
+        fault = "too_long: It is cut; its first tokens are trained on." if batch["truncated_rows"] else None
+        return name, fault, int(batch["attention_mask"].sum()), int((batch["labels"] != -100).sum())
+
+
+def check_data(data_args: DataArguments, training_args: StageConfig, collator: AlignGPTDataCollator) -> int:
+    """
+    Goes through the data once, in `dataloader_num_workers` workers, and writes `data_check.json` into the output
+    folder: how many rows, tokens and labels there are, and every row that cannot be trained on, or not as it is, with
+    the reason. Returns the exit code: 1 if there is such a row.
+    """
+    dataset = load_training_data(data_args.train_file, streaming=data_args.streaming, on_bad_row="keep")
+    loader = DataLoader(
+        dataset,
+        batch_size=ROWS_PER_BATCH,
+        collate_fn=RowExaminer(collator),
+        num_workers=training_args.dataloader_num_workers,
+    )
+    faults, totals, longest = [], Counter(), 0
+    for batch in tqdm(loader, desc="Checking the data"):
+        for name, fault, num_tokens, num_labels in batch:
+            totals.update(rows=1, tokens=num_tokens, labels=num_labels)
+            longest = max(longest, num_tokens)
+            if fault is not None:
+                kind, _, message = fault.partition(": ")
+                faults.append({"id": name, "kind": kind, "message": message})
+    kinds = dict(Counter(fault["kind"] for fault in faults))
+    report = {**totals, "longest_row": longest, "kinds": kinds, "faults": faults}
+    Path(training_args.output_dir).mkdir(parents=True, exist_ok=True)
+    write_json(Path(training_args.output_dir, REPORT_FILE), report)
+    logger.warning(
+        f"{totals['rows']} rows, {totals['labels']} of {totals['tokens']} tokens trained on, longest row {longest}. "
+        + (f"To mend: {kinds}" if faults else "Nothing to mend")
+        + f"; see {Path(training_args.output_dir, REPORT_FILE)}."
+    )
+    return 1 if faults else 0

@@ -1,0 +1,201 @@
+"""Rows to batches: opens the images, writes the chat template, puts labels on what the assistant says."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Literal
+
+import torch
+from transformers import BatchFeature
+from transformers.data.data_collator import DataCollatorMixin
+
+from aligngpt.processing import AlignGPTProcessor
+from aligngpt.processing.images import open_image
+from aligngpt.processing.records import PairFault
+
+
+# Stands for a row that is skipped: it keeps its place in the batch, without a token to train on
+EMPTY_CONVERSATION = [
+    {"role": "user", "content": [{"type": "text", "text": ""}]},
+    {"role": "assistant", "content": [{"type": "text", "text": ""}]},
+]
+
+
+@dataclass
+class AlignGPTDataCollator(DataCollatorMixin):
+    """
+    Batches for both stages from rows of [`~aligngpt.training.data.load_training_data`], or from rows with `messages`
+    and `images` as TRL's trainers take them. Runs in the data loader's workers, where it opens the images.
+
+    Args:
+        processor (`AlignGPTProcessor`): of the model.
+        max_length (`int`, *optional*): longer rows are cut on the right, and counted. Image tokens are never cut.
+        pad_to_multiple_of (`int`, *optional*): of tokens.
+        chat_template (`str`, *optional*): name of one of the processor's templates; `"plain"` in stage 1.
+        num_alignment_levels (`int`, *optional*): given in stage 1: every row with an image needs a level below it.
+            Without it levels are left to the gate, whatever the rows say.
+        image_folder (`str`, *optional*): where relative image paths start.
+        on_bad_row (`str`): what to do with a row whose images cannot be opened, or which does not fit: `"fail"`, or
+            `"skip"`, which keeps the row's place in the batch without training on it.
+
+    Returns:
+        the processor's inputs; `labels` (B, L), -100 but in what the assistant says, the token included that ends its
+        turn; in stage 1 `alignment_levels` (B,); and lists that the trainer takes out: `row_ids`, and of rows that
+        were not trained on as they are, `skipped_rows`, `truncated_rows`, `rows_without_target`.
+
+    Raises:
+        ValueError: if a level is missing or out of range, a row is bad and `on_bad_row` is `"fail"`, or no row of the
+            batch has anything to train on; the message names the rows.
+    """
+
+    processor: AlignGPTProcessor
+    max_length: int | None = None
+    pad_to_multiple_of: int | None = None
+    chat_template: str | None = None
+    num_alignment_levels: int | None = None
+    image_folder: str | None = None
+    on_bad_row: Literal["fail", "skip"] = "fail"
+    return_tensors: str = "pt"
+
+    def torch_call(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        names = [str(row.get("id", index)) for index, row in enumerate(rows)]
+        conversations, faults = [], {}
+        for index, row in enumerate(rows):
+            try:
+                conversations.append(self._read_conversation(row))
+            except PairFault as fault:
+                faults[index] = fault
+                conversations.append(EMPTY_CONVERSATION)
+        batch = self._encode(conversations, faults)
+        truncated = self._truncate(batch, conversations, faults)
+        if faults and self.on_bad_row == "fail":
+            found = "; ".join(f"row {names[index]}: {fault.kind}: {fault}" for index, fault in faults.items())
+            raise ValueError(f"Rows that cannot be trained on: {found}. `--check` looks for all of them beforehand.")
+        labels = batch["input_ids"].masked_fill(batch.pop("assistant_masks") == 0, -100)
+        labels[sorted(faults)] = -100
+        without_target = [names[i] for i in (labels == -100).all(-1).nonzero().flatten().tolist() if i not in faults]
+        if without_target and len(without_target) + len(faults) == len(rows):
+            raise ValueError(
+                f"Rows {without_target} have no token to train on: no assistant turn, or it was cut off at "
+                f"max_length={self.max_length}."
+            )
+        if self.num_alignment_levels is not None:
+            batch["alignment_levels"] = self._get_levels(rows, names, conversations)
+        return {
+            **batch,
+            "labels": labels,
+            "row_ids": names,
+            "skipped_rows": [f"{names[index]} ({fault.kind})" for index, fault in faults.items()],
+            "truncated_rows": [names[index] for index in truncated],
+            "rows_without_target": without_target,
+        }
+
+    def _read_conversation(self, row: dict[str, Any]) -> list[dict[str, Any]]:
+        """The row's messages with their pictures inside, an image before the text of its message."""
+        if row.get("fault"):
+            kind, _, message = row["fault"].partition(": ")
+            raise PairFault(kind, message)
+        images = row.get("images") or ([row["image"]] if row.get("image") is not None else [])
+        images = iter([open_image(image, self.image_folder)[0] for image in images])
+        messages = []
+        for message in row["messages"]:
+            if isinstance(message["content"], str):
+                # Rows of other sources do not say whose the images are: they are the first user message's
+                takes_all = message["role"] == "user" and all(earlier["role"] != "user" for earlier in messages)
+                num_images = message.get("num_images", None if takes_all else 0)
+                pictures = [{"type": "image", "image": image} for image in islice(images, num_images)]
+                content = [*pictures, {"type": "text", "text": self._escape(message["content"])}]
+            else:
+                content = [self._fill_part(part, images) for part in message["content"]]
+            messages.append({"role": message["role"], "content": content})
+        if left := len(list(images)):
+            raise PairFault("placeholder_count", f"{left} of the images have no place in the messages.")
+        return messages
+
+    def _fill_part(self, part: dict[str, Any], images: Iterator[Any]) -> dict[str, Any]:
+        if part["type"] == "text":
+            return {"type": "text", "text": self._escape(part["text"])}
+        image = part.get("image") or next(images, None)
+        if image is None:
+            raise PairFault("placeholder_count", "The messages have places for more images than there are.")
+        return {"type": "image", "image": open_image(image, self.image_folder)[0]}
+
+    def _escape(self, text: str) -> str:
+        """A literal `<align>` (in a text about markup) is no placeholder; a space keeps it from becoming one."""
+        for token in (self.processor.align_token, self.processor.image_token):
+            text = text.replace(token, f"{token[0]} {token[1:]}")
+        return text
+
+    def _encode(self, conversations: list[list[dict[str, Any]]], faults: dict[int, PairFault]) -> BatchFeature:
+        try:
+            return self._apply_template(conversations)
+        except Exception:  # of the template or the processor, for one of the rows: which one?
+            for index, conversation in enumerate(conversations):
+                try:
+                    self._apply_template([conversation])
+                except Exception as error:
+                    faults[index] = PairFault("template", f"{type(error).__name__}: {error}")
+                    conversations[index] = EMPTY_CONVERSATION
+            return self._apply_template(conversations)
+
+    def _apply_template(self, conversations: list[list[dict[str, Any]]]) -> BatchFeature:
+        return self.processor.apply_chat_template(
+            conversations,
+            chat_template=self.chat_template,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            return_assistant_tokens_mask=True,
+            processor_kwargs={
+                "padding": True,
+                "padding_side": "right",
+                "pad_to_multiple_of": self.pad_to_multiple_of,
+                "truncation": False,  # see `_truncate`: the tokenizer would cut through images
+                "add_special_tokens": False,  # the template wrote BOS
+            },
+        )
+
+    def _truncate(
+        self, batch: BatchFeature, conversations: list[list[dict[str, Any]]], faults: dict[int, PairFault]
+    ) -> list[int]:
+        """Cuts the batch to `max_length`; returns which rows lost text. A row that would lose image tokens is bad."""
+        if self.max_length is None or batch["input_ids"].shape[1] <= self.max_length:
+            return []
+        tail = batch["input_ids"][:, self.max_length :]
+        lost_images = (tail == self.processor.image_token_id).any(-1).nonzero().flatten().tolist()
+        for index in lost_images:
+            length = int(batch["attention_mask"][index].sum())
+            faults[index] = PairFault(
+                "too_long", f"Its {length} tokens end in an image, beyond max_length={self.max_length}."
+            )
+            conversations[index] = EMPTY_CONVERSATION
+        if lost_images:
+            batch.update(self._apply_template(conversations))
+            if not any(has_images(conversation) for conversation in conversations):
+                batch.pop("pixel_values")
+        truncated = batch["attention_mask"][:, self.max_length :].any(-1).nonzero().flatten().tolist()
+        for name, values in batch.items():
+            if name != "pixel_values":
+                batch[name] = values[:, : self.max_length]
+        return truncated
+
+    def _get_levels(
+        self, rows: Sequence[dict[str, Any]], names: list[str], conversations: list[list[dict[str, Any]]]
+    ) -> torch.LongTensor:
+        levels = [row.get("alignment_level") for row in rows]
+        for name, level, conversation in zip(names, levels, conversations, strict=True):
+            if has_images(conversation) and (level is None or not 0 <= level < self.num_alignment_levels):
+                raise ValueError(
+                    f"Row {name} has alignment level {level}; stage 1 needs 0..{self.num_alignment_levels - 1} in "
+                    "every row with an image. Score the pairs (`aligngpt score`) and cut the scores into levels "
+                    "(`aligngpt levels`) first."
+                )
+        # A row without an image has no place for an alignment vector; its level, if it has one, means nothing
+        return torch.tensor(
+            [level if has_images(row) else -1 for level, row in zip(levels, conversations, strict=True)]
+        )
+
+
+def has_images(conversation: list[dict[str, Any]]) -> bool:
+    """Whether messages have images in them."""
+    return any(part["type"] == "image" for message in conversation for part in message["content"])
