@@ -10,6 +10,9 @@ COMMANDS = {
     "levels": ("aligngpt.processing.levels", "cut the scores into alignment levels: data for stage 1"),
     "compose": ("aligngpt.compose_command", "make a model from a vision tower and a language model"),
     "convert": ("aligngpt.converting", "make a model from the authors' checkpoint or from LLaVA-1.5"),
+    "merge": ("aligngpt.training.merge", "fold a LoRA adapter into the model that it was trained on"),
+    "inspect": ("aligngpt.training.inspection", "show what a row of training data becomes, token by token"),
+    "card": ("aligngpt.training.model_card", "write the model card of a training run's output anew"),
     "export-llava": ("aligngpt.exporting", "write a stock LLaVA with a fixed alignment vector"),
 }
 

@@ -491,6 +491,21 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
         )
 
 
+STORED_NAMES = {  # LLaVA's on disk: in memory
+    "language_model.model.": "model.language_model.",
+    "language_model.lm_head.": "lm_head.",
+    "vision_tower.": "model.vision_tower.",
+    "multi_modal_projector.": "model.multi_modal_projector.",
+}
+
+
+def _rename_stored_weights(module: nn.Module, state_dict: dict[str, torch.Tensor], prefix: str, *args) -> None:
+    for key in list(state_dict):
+        for stored, name in STORED_NAMES.items():
+            if key.startswith(prefix + stored):
+                state_dict[prefix + name + key.removeprefix(prefix + stored)] = state_dict.pop(key)
+
+
 class AlignGPTForConditionalGeneration(AlignGPTPreTrainedModel, LlavaForConditionalGeneration, GenerationMixin):
     """AlignGPT with a language modelling head."""
 
@@ -509,6 +524,9 @@ class AlignGPTForConditionalGeneration(AlignGPTPreTrainedModel, LlavaForConditio
         text_config = config.get_text_config()
         self.model = AlignGPTModel(config)
         self.lm_head = nn.Linear(text_config.hidden_size, text_config.vocab_size, bias=config.lm_head_bias)
+        # A Trainer resumes by `load_state_dict` from what `save_pretrained` wrote, and would pass over names that it
+        # does not find (huggingface/transformers#43701): the run would go on from the weights it once started from
+        self.register_load_state_dict_pre_hook(_rename_stored_weights)
         self.post_init()
 
     def get_alignment_weights(self, **inputs) -> torch.Tensor:

@@ -1,4 +1,8 @@
-"""The model card of a training run, and the record of all stages from which it is written."""
+"""
+The model card of a training run, and the record of all stages from which it is written.
+
+`aligngpt card --model aligngpt-7b` writes it anew, for instance when there are results in `.eval_results/*.yaml`.
+"""
 
 import json
 import os
@@ -10,6 +14,7 @@ from typing import Any
 
 import yaml
 from huggingface_hub import ModelCard, ModelCardData, parse_eval_result_entries
+from transformers import HfArgumentParser
 from transformers.utils import cached_file
 from trl import ModelConfig
 
@@ -113,7 +118,12 @@ class StageRecord:
         return StageRecord([*self.stages, entry])
 
 
-def write_model_card(folder: str | os.PathLike, record: StageRecord, hub_model_id: str | None = None) -> ModelCard:
+def write_model_card(
+    folder: str | os.PathLike,
+    record: StageRecord,
+    hub_model_id: str | None = None,
+    out: str | os.PathLike | None = None,
+) -> ModelCard:
     """
     Writes `README.md` into a folder: from the record, and the results in `.eval_results/*.yaml` (the Hub's format) if
     there are any.
@@ -122,18 +132,18 @@ def write_model_card(folder: str | os.PathLike, record: StageRecord, hub_model_i
         folder (`str`): of the model or adapter.
         record (`StageRecord`): with at least one stage.
         hub_model_id (`str`, *optional*): the repository that the snippet loads; by default the folder's name.
+        out (`str`, *optional*): file to write to instead.
     """
-    last = record.stages[-1]
+    last, is_adapter = record.stages[-1], Path(folder, "adapter_config.json").is_file()
     all_bases = list(dict.fromkeys(name for stage in record.stages for name in stage["base_models"]))
     # The metadata is checked by the Hub, which knows repositories, not folders
-    bases = last["base_models"] if last["adapter"] else all_bases
-    repositories = [name for name in bases if name.count("/") == 1]
+    repositories = [name for name in (last["base_models"] if is_adapter else all_bases) if name.count("/") == 1]
     data = ModelCardData(
-        library_name="peft" if last["adapter"] else "transformers",
+        library_name="peft" if is_adapter else "transformers",
         pipeline_tag="image-text-to-text",
         base_model=repositories or None,
         datasets=[stage["data"] for stage in record.stages if stage["data"].count("/") == 1] or None,
-        tags=["aligngpt", "trl", "lora" if last["adapter"] else "custom_code"],
+        tags=["aligngpt", "trl", "lora" if is_adapter else "custom_code"],
     )
     template = files(__package__).joinpath("model_card_template.md")
     with as_file(template) as template_path:
@@ -142,13 +152,14 @@ def write_model_card(folder: str | os.PathLike, record: StageRecord, hub_model_i
             template_path=str(template_path),
             name=(hub_model_id or Path(folder).resolve().name).rpartition("/")[2],
             path=hub_model_id or Path(folder).resolve().name,
-            base=last["base_models"][-1] if last["base_models"] else "BASE",
-            adapter=last["adapter"],
+            base=last["base_models"][-1],
+            base_is_local=not repositories,
+            adapter=is_adapter,
             stages=record.stages,
-            bases=all_bases,
+            bases=record.stages[0]["base_models"],
             results=_read_results(Path(folder)),
         )
-    card.save(Path(folder, "README.md"))
+    card.save(out or Path(folder, "README.md"))
     return card
 
 
@@ -164,3 +175,22 @@ def _without_folders(name: str) -> str:
     """A Hub id as it is; of a path only the last part: what lies above is nobody's business."""
     is_path = os.path.exists(name) or name.startswith((".", "/", "~")) or name.count("/") > 1
     return Path(name).name if is_path else name
+
+
+@dataclass
+class CardArguments:
+    """Whose card to write."""
+
+    model: str = field(metadata={"help": "Output folder of a training stage, or of `aligngpt merge`."})
+    hub_model_id: str | None = field(default=None, metadata={"help": "Repository that the card's snippet loads."})
+    out: str | None = field(default=None, metadata={"help": "File to write to; README.md of the folder."})
+
+
+def main(arguments: list[str]) -> None:
+    """The command `aligngpt card`."""
+    parser = HfArgumentParser(CardArguments, prog="aligngpt card", description=__doc__.split("\n\n")[0])
+    (args,) = parser.parse_args_into_dataclasses(arguments)
+    record = StageRecord.load(args.model)
+    if not record.stages:
+        raise ValueError(f"{args.model} has no {RECORD_FILE}, which aligngpt's training writes.")
+    write_model_card(args.model, record, args.hub_model_id, args.out)

@@ -30,7 +30,7 @@ from aligngpt.training.check import check_data
 from aligngpt.training.collator import AlignGPTDataCollator
 from aligngpt.training.data import load_datasets
 from aligngpt.training.model_card import StageRecord
-from aligngpt.training.stages import get_trained_modules, hold_trained_in_float32, select_trainable
+from aligngpt.training.stages import get_trained_modules, select_trainable
 from aligngpt.training.trainer import AlignGPTTrainer, finish, load_checkpoint
 
 
@@ -83,7 +83,6 @@ def main(
 
     extra = ["model.vision_tower"] if training_args.train_vision_tower else []
     select_trainable(model, "pretrain", *extra)
-    hold_trained_in_float32(model)
     record = StageRecord.load(model_args.model_name_or_path, model_args.model_revision)
     trainer = AlignGPTTrainer(
         model=model,

@@ -33,13 +33,7 @@ from aligngpt.training.check import check_data
 from aligngpt.training.collator import AlignGPTDataCollator
 from aligngpt.training.data import load_datasets
 from aligngpt.training.model_card import StageRecord
-from aligngpt.training.stages import (
-    ablate,
-    get_lora_config,
-    get_trained_modules,
-    hold_trained_in_float32,
-    select_trainable,
-)
+from aligngpt.training.stages import ablate, get_lora_config, get_trained_modules, select_trainable
 from aligngpt.training.trainer import AlignGPTTrainer, finish, load_checkpoint
 
 
@@ -63,10 +57,12 @@ def main(
 
     extra = ["model.vision_tower"] if training_args.train_vision_tower else []
     extra += ["model.alignment_embeddings"] if training_args.train_alignment_embeddings else []
+    trained = get_trained_modules(model, "sft", *extra)
     peft_config = get_lora_config(model, model_args, *extra)
     if peft_config is None:
         select_trainable(model, "sft", *extra)
-        hold_trained_in_float32(model)
+    else:
+        trained.remove("lm_head")
     record = StageRecord.load(model_args.model_name_or_path, model_args.model_revision)
     trainer = AlignGPTTrainer(
         model=model,
@@ -77,7 +73,7 @@ def main(
         record=record.add(
             stage="sft",
             base_models=[model_args.model_name_or_path],
-            trained=get_trained_modules(model, "sft", *extra),
+            trained=trained,
             data_args=data_args,
             training_args=training_args,
             model_args=model_args,

@@ -58,13 +58,26 @@ def select_trainable(
     return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 
-def hold_trained_in_float32(model: nn.Module) -> None:
+def hold_trained_in_float32(model: nn.Module, autocast: bool) -> None:
     """
     Casts the parameters that train to float32: AdamW's steps are smaller than what half precision can tell apart, and
-    would be lost. Under autocast (`bf16: true`, `fp16: true`) they are used in half precision all the same.
+    would be lost. TRL holds those beside a quantised model in bf16, which a T4 and fp16's loss scaling do not know.
+
+    Args:
+        model (`nn.Module`): with `requires_grad` set.
+        autocast (`bool`): whether they are used in half precision all the same (`bf16: true`, `fp16: true`).
+
+    Raises:
+        ValueError: if the model is in half precision, and there is no autocast to bring both together.
     """
-    for parameter in model.parameters():
-        if parameter.requires_grad and parameter.dtype in (torch.float16, torch.bfloat16):
+    half = [parameter for parameter in model.parameters() if parameter.dtype in (torch.float16, torch.bfloat16)]
+    if half and not autocast:
+        raise ValueError(
+            f"The model is in {half[0].dtype}: set bf16 or fp16 to true, so that what trains can be held in float32, "
+            "or load the model in float32 (dtype)."
+        )
+    for parameter in half:
+        if parameter.requires_grad:
             parameter.data = parameter.data.float()
 
 

@@ -18,7 +18,7 @@ from aligngpt import AlignGPTForConditionalGeneration, AlignGPTProcessor
 from aligngpt.training.interruption import StopOnSignal
 from aligngpt.training.model_card import StageRecord, write_model_card
 from aligngpt.training.sampler import ModalityLengthSampler
-from aligngpt.training.stages import UNQUANTIZED_MODULES
+from aligngpt.training.stages import UNQUANTIZED_MODULES, hold_trained_in_float32
 
 
 logger = logging.get_logger(__name__)
@@ -74,11 +74,8 @@ class AlignGPTTrainer(SFTTrainer):
         self.record = record
         self.stop_on_signal = StopOnSignal()
         self.add_callback(self.stop_on_signal)
-        if training_args.fp16 or not training_args.bf16:
-            # TRL holds what trains beside a quantised model in bf16: unknown to a T4, and to fp16's loss scaling
-            for parameter in self.model.parameters():
-                if parameter.requires_grad and parameter.dtype == torch.bfloat16:
-                    parameter.data = parameter.data.float()
+        if not self.is_deepspeed_enabled:  # which keeps a copy in float32 of its own
+            hold_trained_in_float32(self.model, autocast=training_args.bf16 or training_args.fp16)
         self._step_rows: list[str] = []
         self._reset_interval()
         base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model

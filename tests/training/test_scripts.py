@@ -3,80 +3,65 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, set_seed
-from trl import ModelConfig, TrlParser
 
 from aligngpt.composing import compose
-from aligngpt.training import pretrain, sft
-from aligngpt.training.arguments import AblationArguments, ComposeArguments, DataArguments, StageConfig, find_recipe
-
-
-OVERRIDES = ["--max_steps", "3", "--per_device_train_batch_size", "4", "--logging_steps", "1"]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory, make_image):
-    """A folder with images, captions with levels, and conversations, one of three without an image."""
-    folder = tmp_path_factory.mktemp("data")
-    pairs, chats = [], []
-    for index in range(12):
-        make_image(index).save(folder / f"{index}.png")
-        pairs.append({"id": index, "image": f"{index}.png", "caption": f"cat {index}", "alignment_level": index % 8})
-        messages = [{"role": "user", "content": "What is it?"}, {"role": "assistant", "content": f"cat {index}."}]
-        chats.append({"id": str(index), "image": f"{index}.png" if index % 3 else None, "messages": messages})
-    for name, records in (("pairs", pairs), ("chats", chats)):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def stage_1(data, vision_folder, text_folder, tmp_path_factory):
-    """The output folder of a stage-1 run."""
-    folder = tmp_path_factory.mktemp("stage1")
-    arguments = ["--config", "pretrain_tiny_cpu", *OVERRIDES, "--output_dir", str(folder)]
-    arguments += ["--vision_model_name_or_path", str(vision_folder), "--text_model_name_or_path", str(text_folder)]
-    arguments += ["--train_file", str(data / "pairs.jsonl"), "--image_folder", str(data)]
-    parser = TrlParser((DataArguments, ComposeArguments, StageConfig, ModelConfig))
-    pretrain.main(*parser.parse_args_and_config(args=find_recipe(arguments)))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def stage_2(data, stage_1, tmp_path_factory):
-    """The output folder of a stage-2 run that started from stage 1."""
-    folder = tmp_path_factory.mktemp("stage2")
-    arguments = ["--config", "sft_tiny_cpu", *OVERRIDES, "--output_dir", str(folder)]
-    arguments += ["--model_name_or_path", str(stage_1)]
-    arguments += ["--train_file", str(data / "chats.jsonl"), "--image_folder", str(data)]
-    sft.main(
-        *TrlParser((DataArguments, AblationArguments, StageConfig, ModelConfig)).parse_args_and_config(
-            args=find_recipe(arguments)
-        )
-    )
-    return folder
+from aligngpt.training import sft
+from aligngpt.training.arguments import find_recipe
 
 
 def load_weights(folder):
-    return AutoModelForImageTextToText.from_pretrained(folder).state_dict()
+    return AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).state_dict()
+
+
+def changed(before, after):
+    return {name for name in after if not torch.equal(before[name], after[name])}
 
 
 def test_stage_1_changes_exactly_projector_and_embeddings(stage_1, vision_folder, text_folder):
     set_seed(42)  # the recipe's: the new modules start from it
-    before = compose(str(vision_folder), str(text_folder))[0].state_dict()
-    after = load_weights(stage_1)
+    before, after = compose(str(vision_folder), str(text_folder))[0].state_dict(), load_weights(stage_1)
     trained = ("model.multi_modal_projector.", "model.alignment_embeddings.")
-    changed = {name for name in after if not torch.equal(before[name], after[name])}
-    assert changed == {name for name in after if name.startswith(trained)}
+    assert changed(before, after) == {name for name in after if name.startswith(trained)}
 
 
 def test_stage_2_changes_exactly_projector_language_model_and_gate(stage_1, stage_2):
     before, after = load_weights(stage_1), load_weights(stage_2)
     trained = ("model.multi_modal_projector.", "model.language_model.", "lm_head.", "model.alignment_gate.")
-    changed = {name for name in after if not torch.equal(before[name], after[name])}
-    assert changed == {name for name in after if name.startswith(trained)}
+    assert changed(before, after) == {name for name in after if name.startswith(trained)}
+
+
+@pytest.mark.parametrize(
+    ("flag", "module"),
+    [("train_vision_tower", "model.vision_tower."), ("train_alignment_embeddings", "model.alignment_embeddings.")],
+)
+def test_a_flag_unfreezes_one_more_module_in_stage_2(run_sft, stage_1, tmp_path, flag, module):
+    run_sft(stage_1, tmp_path, f"--{flag}", "true")
+    before, after = load_weights(stage_1), load_weights(tmp_path)
+    assert any(name.startswith(module) for name in changed(before, after))
+
+
+def test_the_ablations_of_stage_2_are_saved_with_the_model(run_sft, stage_1, tmp_path):
+    arguments = [
+        "--alignment_mode",
+        "average",
+        "--alignment_gate_text",
+        "all",
+        "--random_alignment_embeddings",
+        "true",
+    ]
+    run_sft(stage_1, tmp_path, *arguments)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert (config["alignment_mode"], config["alignment_gate_text"]) == ("average", "all")
+    before, after = load_weights(stage_1), load_weights(tmp_path)
+    differing = changed(before, after)
+    assert "model.alignment_embeddings.weight" in differing
+    assert not any("alignment_gate" in name for name in differing), "there is no gate in this mode"
 
 
 def test_both_outputs_load_through_the_auto_classes_and_answer(stage_1, stage_2, make_image):
@@ -89,11 +74,112 @@ def test_both_outputs_load_through_the_auto_classes_and_answer(stage_1, stage_2,
     assert processor.image_processor.do_pad, "stage 2 pads to a square"
 
 
-def test_pretraining_needs_a_model_or_its_two_parts(stage_1, data, tmp_path):
-    parser = TrlParser((DataArguments, ComposeArguments, StageConfig, ModelConfig))
-    arguments = ["--config", "pretrain_tiny_cpu", "--output_dir", str(tmp_path), "--train_file", "x.jsonl"]
+def test_in_bf16_what_trains_is_held_in_float32_and_learns(run_pretrain, tmp_path):
+    trainer = run_pretrain(tmp_path, "--dtype", "bfloat16", "--bf16", "true", "--learning_rate", "1e-6")
+    dtypes = {parameter.requires_grad: parameter.dtype for parameter in trainer.model.parameters()}
+    assert dtypes == {True: torch.float32, False: torch.bfloat16}
+    weight = trainer.model.model.multi_modal_projector.linear_1.weight
+    assert not torch.equal(weight.bfloat16().float(), weight), "the steps are smaller than bf16 can tell apart"
+
+
+def test_half_precision_without_autocast_is_refused(run_pretrain, tmp_path):
+    with pytest.raises(ValueError, match="The model is in torch.bfloat16: set bf16 or fp16 to true"):
+        run_pretrain(tmp_path, "--dtype", "bfloat16")
+
+
+@pytest.mark.parametrize("flag", ["use_peft", "load_in_4bit"])
+def test_stage_1_refuses_what_it_cannot_train_with_the_reason(run_pretrain, tmp_path, flag):
+    with pytest.raises(ValueError, match="Stage 1 trains the projector and the alignment embeddings, and no adapter"):
+        run_pretrain(tmp_path, f"--{flag}", "true")
+
+
+def test_learning_rates_of_projector_and_gate_are_their_own(run_sft, stage_1, tmp_path):
+    trainer = run_sft(
+        stage_1, tmp_path, "--projector_learning_rate", "1e-4", "--gate_learning_rate", "1e-2", "--max_steps", "1"
+    )
+    names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
+    rates = {names[id(p)]: group["initial_lr"] for group in trainer.optimizer.param_groups for p in group["params"]}
+    for name, rate in rates.items():
+        assert rate == (1e-4 if "projector" in name else 1e-2 if "alignment_gate" in name else 3e-3), name
+    assert rates.keys() == {name for name, p in trainer.model.named_parameters() if p.requires_grad}
+
+
+def test_streamed_rows_in_workers_train(run_sft, stage_1, data, tmp_path):
+    trainer = run_sft(stage_1, tmp_path, "--streaming", "true", "--dataloader_num_workers", "1")
+    assert trainer.state.global_step == 3
+
+
+def test_streamed_rows_cannot_be_grouped(run_sft, stage_1, tmp_path):
+    with pytest.raises(ValueError, match="Streamed rows cannot be grouped"):
+        run_sft(stage_1, tmp_path, "--streaming", "true", "--group_by_modality_length", "true")
+
+
+def test_an_evaluation_file_gives_a_loss(run_sft, stage_1, data, tmp_path):
+    trainer = run_sft(
+        stage_1, tmp_path, "--eval_file", data / "chats.jsonl", "--eval_strategy", "steps", "--eval_steps", "2"
+    )
+    assert [log["step"] for log in trainer.state.log_history if "eval_loss" in log] == [2, 3]
+
+
+def write_broken(data, folder, base="chats.jsonl"):
+    """The conversations with one image that is broken and one that is missing."""
+    records = [json.loads(line) for line in (data / base).read_text().splitlines()]
+    (data / "broken.png").write_bytes((data / "1.png").read_bytes()[:60])
+    records[1]["image"], records[2]["image"] = "broken.png", "nowhere.png"
+    path = folder / "broken.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def test_broken_images_are_skipped_and_counted_in_the_logs(run_sft, stage_1, data, tmp_path):
+    path = write_broken(data, tmp_path)
+    trainer = run_sft(stage_1, tmp_path / "out", "--train_file", path, "--on_bad_row", "skip")  # 3 x 4 rows: all once
+    assert sum(log.get("skipped_rows", 0) for log in trainer.state.log_history) == 2
+
+
+def test_broken_images_end_a_run_otherwise(run_sft, stage_1, data, tmp_path):
+    with pytest.raises(ValueError, match=r"row (1: truncated|2: missing)"):
+        run_sft(stage_1, tmp_path / "out", "--train_file", write_broken(data, tmp_path))
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_the_check_reports_every_row_and_trains_nothing(run_sft, stage_1, data, tmp_path, workers):
+    path = write_broken(data, tmp_path)
+    unanswered = {"id": "unanswered", "messages": [{"role": "user", "content": "Red?"}]}
+    several = {"id": "several", "image": "1.png", "conversations": [{"from": "human", "value": "<image><image>"}]}
+    long = {
+        "id": "long",
+        "messages": [{"role": "user", "content": "Red?"}, {"role": "assistant", "content": "a" * 200}],
+    }
+    with open(path, "a") as file:
+        file.writelines(json.dumps(record) + "\n" for record in (unanswered, several, long))
+    with pytest.raises(SystemExit) as stop:
+        run_sft(
+            *(stage_1, tmp_path / "out", "--check", "true", "--train_file", path),
+            *("--max_length", "150", "--dataloader_num_workers", workers),
+        )
+    assert stop.value.code == 1
+    report = json.loads((tmp_path / "out" / "data_check.json").read_text())
+    assert report["rows"] == 15
+    assert {fault["id"]: fault["kind"] for fault in report["faults"]} == {
+        "1": "truncated",
+        "2": "missing",
+        "unanswered": "no_target",
+        "several": "placeholder_count",
+        "long": "too_long",
+    }
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["data_check.json"]
+
+
+def test_the_check_of_good_data_ends_well(run_pretrain, tmp_path):
+    with pytest.raises(SystemExit) as stop:
+        run_pretrain(tmp_path, "--check", "true")
+    assert stop.value.code == 0
+
+
+def test_pretraining_needs_a_model_or_its_two_parts(run_pretrain, tmp_path):
     with pytest.raises(ValueError, match="Name either a composed model"):
-        pretrain.main(*parser.parse_args_and_config(args=find_recipe(arguments)))
+        run_pretrain(tmp_path, parts=False)
 
 
 def test_a_recipe_that_does_not_exist_lists_those_that_do():
@@ -101,7 +187,19 @@ def test_a_recipe_that_does_not_exist_lists_those_that_do():
         find_recipe(["--config", "llama"])
 
 
-def test_the_scripts_run_as_modules():
-    for name in ("pretrain", "sft"):
-        command = [sys.executable, "-m", f"aligngpt.training.{name}", "--help"]
-        assert "--train_file" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
+def test_the_scripts_run_as_modules_and_as_files():
+    for command in (["-m", "aligngpt.training.pretrain"], [str(Path(sft.__file__))]):
+        result = subprocess.run([sys.executable, *command, "--help"], capture_output=True, text=True, check=True)
+        assert "--train_file" in result.stdout
+
+
+def test_stage_2_pads_images_to_a_square_and_stage_1_crops_them(run_pretrain, run_sft, stage_1, tmp_path):
+    wide = Image.new("RGB", (32, 16))
+    wide.paste((255, 255, 255), (0, 0, 4, 16))  # a mark at the left edge, which cropping cuts off
+    for trainer, is_seen in ((run_pretrain(tmp_path / "1"), False), (run_sft(stage_1, tmp_path / "2"), True)):
+        rows = [
+            {"images": [wide], "messages": [{"role": "user", "content": ""}, {"role": "assistant", "content": "x"}]}
+        ]
+        rows[0]["alignment_level"] = 0
+        pixels = trainer.data_collator(rows)["pixel_values"]
+        assert (pixels.amax() > 1.5) == is_seen

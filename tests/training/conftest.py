@@ -1,0 +1,76 @@
+"""Data and finished stages that the tests of training share."""
+
+import json
+
+import pytest
+from trl import ModelConfig, TrlParser
+
+from aligngpt.training import pretrain, sft
+from aligngpt.training.arguments import AblationArguments, ComposeArguments, DataArguments, StageConfig, find_recipe
+
+
+OVERRIDES = ["--max_steps", "3", "--per_device_train_batch_size", "4", "--logging_steps", "1"]
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory, make_image):
+    """A folder with images, captions with levels, and conversations, one of three without an image."""
+    folder = tmp_path_factory.mktemp("data")
+    pairs, chats = [], []
+    for index in range(12):
+        make_image(index).save(folder / f"{index}.png")
+        pairs.append({"id": index, "image": f"{index}.png", "caption": f"cat {index}", "alignment_level": index % 8})
+        messages = [{"role": "user", "content": "What is it?"}, {"role": "assistant", "content": f"cat {index}."}]
+        chats.append({"id": str(index), "image": f"{index}.png" if index % 3 else None, "messages": messages})
+    for name, records in (("pairs", pairs), ("chats", chats)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def run_pretrain(data, vision_folder, text_folder):
+    """A function that runs stage 1 with the tiny recipe and more arguments; returns the trainer."""
+
+    def run(folder, *arguments, parts=True, recipe="pretrain_tiny_cpu"):
+        arguments = ["--config", recipe, *OVERRIDES, "--output_dir", str(folder), *map(str, arguments)]
+        if parts:
+            arguments += ["--vision_model_name_or_path", str(vision_folder)]
+            arguments += ["--text_model_name_or_path", str(text_folder)]
+        if "--train_file" not in arguments:
+            arguments += ["--train_file", str(data / "pairs.jsonl")]
+        arguments += ["--image_folder", str(data)]
+        parser = TrlParser((DataArguments, ComposeArguments, StageConfig, ModelConfig))
+        return pretrain.main(*parser.parse_args_and_config(args=find_recipe(arguments)))
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def run_sft(data):
+    """A function that runs stage 2 on a checkpoint with the tiny recipe and more arguments; returns the trainer."""
+
+    def run(base, folder, *arguments, recipe="sft_tiny_cpu"):
+        arguments = ["--config", recipe, *OVERRIDES, "--output_dir", str(folder), *map(str, arguments)]
+        arguments += ["--model_name_or_path", str(base), "--image_folder", str(data)]
+        if "--train_file" not in arguments:
+            arguments += ["--train_file", str(data / "chats.jsonl")]
+        parser = TrlParser((DataArguments, AblationArguments, StageConfig, ModelConfig))
+        return sft.main(*parser.parse_args_and_config(args=find_recipe(arguments)))
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def stage_1(run_pretrain, tmp_path_factory):
+    """The output folder of a stage-1 run."""
+    folder = tmp_path_factory.mktemp("stage1")
+    run_pretrain(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def stage_2(run_sft, stage_1, tmp_path_factory):
+    """The output folder of a stage-2 run that started from stage 1."""
+    folder = tmp_path_factory.mktemp("stage2")
+    run_sft(stage_1, folder)
+    return folder
