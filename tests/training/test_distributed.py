@@ -1,0 +1,177 @@
+"""Several processes: DDP through the scripts, and FSDP2, on CPU with gloo."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+
+RUN = """
+import sys, torch, torch.distributed as dist
+from trl import ModelConfig, TrlParser
+from aligngpt.training import pretrain, sft
+from aligngpt.training.arguments import *
+from aligngpt.training.collator import AlignGPTDataCollator
+
+torch.set_num_threads(1)
+module, out, arguments = sys.argv[1], sys.argv[2], sys.argv[3:]
+original = AlignGPTDataCollator.torch_call
+seen = []
+def torch_call(self, rows):
+    seen.append([bool(row["images"]) for row in rows])
+    return original(self, rows)
+AlignGPTDataCollator.torch_call = torch_call
+groups = {"pretrain": (DataArguments, ComposeArguments), "sft": (DataArguments, AblationArguments)}[module]
+parser = TrlParser((*groups, StageConfig, ModelConfig))
+main = {"pretrain": pretrain, "sft": sft}[module].main
+trainer = main(*parser.parse_args_and_config(args=find_recipe(arguments)))
+rank = trainer.args.process_index
+parameters = {name: p.detach() for name, p in trainer.model.named_parameters() if p.requires_grad}
+logs = [log for log in trainer.state.log_history if "loss" in log]
+result = {"parameters": parameters, "logs": logs, "seen": seen, "world_size": trainer.args.world_size}
+torch.save(result, f"{out}/{rank}.pt")
+"""
+
+
+def torchrun(code, folder, arguments, processes=2, **environment):
+    """Runs code in several processes that know each other; one of them alone needs no launcher."""
+    script = folder / "run.py"
+    script.write_text(code)
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", "0"]
+    launcher = [*launcher, "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"] if processes > 1 else []
+    result = subprocess.run(
+        [sys.executable, *launcher, str(script), *map(str, arguments)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.fixture
+def mixed(data, tmp_path):
+    """Batches of four, by turns with and without images: one rank gets those with, the other those without."""
+    records = []
+    for index in range(24):
+        with_image = (index // 4) % 2 == 0
+        messages = [
+            {"role": "user", "content": "What is it?"},
+            {"role": "assistant", "content": "cat " * (index % 5 + 1)},
+        ]
+        record = {"id": index, "messages": messages, "alignment_level": index % 8}
+        records.append(record | ({"image": f"{index % 12}.png"} if with_image else {}))
+    path = tmp_path / "mixed.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def run_stage(module, folder, processes, data, mixed, *arguments, batch_size=4):
+    folder.mkdir()
+    torchrun(
+        RUN,
+        folder,
+        [
+            module,
+            folder,
+            "--config",
+            {"sft": "sft_tiny_cpu", "pretrain": "pretrain_tiny_cpu"}[module],
+            "--max_steps",
+            3,
+        ]
+        + ["--per_device_train_batch_size", batch_size, "--logging_steps", 1, "--output_dir", folder / "out"]
+        + ["--train_file", mixed, "--image_folder", data, "--train_sampling_strategy", "sequential", *arguments],
+        processes,
+    )
+    return [torch.load(folder / f"{rank}.pt") for rank in range(processes)]
+
+
+@pytest.mark.parametrize("module", ["pretrain", "sft"])
+def test_two_processes_one_without_images_end_with_the_parameters_of_one(
+    module, data, mixed, stage_1, vision_folder, text_folder, tmp_path
+):
+    if module == "pretrain":
+        base = ["--vision_model_name_or_path", vision_folder, "--text_model_name_or_path", text_folder]
+    else:
+        base = ["--model_name_or_path", stage_1]
+    first, second = run_stage(module, tmp_path / "two", 2, data, mixed, *base)
+    assert (first["world_size"], second["world_size"]) == (2, 2)
+    assert all(all(batch) for batch in first["seen"]) and not any(any(batch) for batch in second["seen"])
+    (single,) = run_stage(module, tmp_path / "one", 1, data, mixed, *base, batch_size=8)
+    for name, parameter in first["parameters"].items():
+        assert torch.equal(parameter, second["parameters"][name]), name
+        torch.testing.assert_close(parameter, single["parameters"][name], atol=1e-3, rtol=1e-3)
+    for key in ("loss", "gate_entropy" if module == "sft" else "loss_level_1"):
+        assert [log[key] for log in first["logs"]] == pytest.approx([log[key] for log in single["logs"]], rel=1e-3), (
+            key
+        )
+
+
+def test_two_processes_stream_different_rows(data, mixed, stage_1, tmp_path):
+    arguments = ["--model_name_or_path", stage_1, "--streaming", "true", "--shuffle_buffer_size", 24]
+    first, second = run_stage("sft", tmp_path / "two", 2, data, mixed, *arguments)
+    assert torch.equal(first["parameters"]["lm_head.weight"], second["parameters"]["lm_head.weight"])
+    assert sum(sum(batch) for batch in first["seen"] + second["seen"]) == 12, "every row with an image came once"
+
+
+FSDP = """
+import sys, torch, torch.distributed as dist
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from transformers import AutoProcessor
+from aligngpt import AlignGPTForConditionalGeneration
+from aligngpt.training.collator import AlignGPTDataCollator
+from aligngpt.training.data import load_training_data
+from aligngpt.training.stages import select_trainable
+
+stage, checkpoint, train_file, images, out = sys.argv[1:]
+torch.set_num_threads(1)
+distributed = "RANK" in __import__("os").environ
+if distributed:
+    dist.init_process_group("gloo")
+rank, world = (dist.get_rank(), dist.get_world_size()) if distributed else (0, 1)
+model = AlignGPTForConditionalGeneration.from_pretrained(checkpoint).train()
+select_trainable(model, stage)
+if distributed:
+    mesh = dist.device_mesh.init_device_mesh("cpu", (world,))
+    for block in (*model.model.vision_tower.encoder.layers, *model.model.language_model.layers):
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
+rows = list(load_training_data(train_file))
+template, levels = ("plain", 8) if stage == "pretrain" else (None, None)
+collator = AlignGPTDataCollator(
+    AutoProcessor.from_pretrained(checkpoint), image_folder=images, chat_template=template, num_alignment_levels=levels
+)
+optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+losses = []
+for step in range(3):
+    batches = [rows[8 * step : 8 * step + 4], rows[8 * step + 4 : 8 * step + 8]]
+    total, num_tokens = 0.0, sum((collator(batch)["labels"][:, 1:] != -100).sum() for batch in batches)
+    for batch in batches[rank::world]:
+        inputs = {name: value for name, value in collator(batch).items() if isinstance(value, torch.Tensor)}
+        loss = model(**inputs, num_items_in_batch=num_tokens).loss
+        (loss * world).backward()
+        total += loss.detach()
+    if distributed:
+        dist.all_reduce(total)
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+    losses.append(total.item())
+if rank == 0:
+    torch.save(losses, out)
+if distributed:
+    dist.destroy_process_group()
+"""
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "sft"])
+def test_fsdp2_with_one_rank_without_images_has_the_losses_of_one_process(stage, data, mixed, stage_1, tmp_path):
+    for processes in (1, 2):
+        torchrun(FSDP, tmp_path, [stage, stage_1, mixed, data, tmp_path / f"{processes}.pt"], processes)
+    single, sharded = torch.load(tmp_path / "1.pt"), torch.load(tmp_path / "2.pt")
+    assert len(set(single)) == 3, "it learns"
+    assert sharded == pytest.approx(single, abs=1e-4)
