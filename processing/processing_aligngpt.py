@@ -102,11 +102,28 @@ class AlignGPTProcessor(LlavaProcessor):
             images = [image or [] for image in images]
             images = images if any(images) else None
         if text is not None:
-            text = self._write_bos([text] if isinstance(text, str) else list(text), kwargs)
+            text = [text] if isinstance(text, str) else list(text)
+            text = self._continue_prompt(text, kwargs) or self._write_bos(text, kwargs)
         inputs = super().__call__(images=images, text=text, **kwargs)
         if "input_ids" in inputs:
             inputs["token_type_ids"] = self._create_token_type_ids(inputs["input_ids"], inputs.get("attention_mask"))
         return inputs
+
+    def _continue_prompt(self, text: list[str], kwargs: dict[str, Any]) -> list[str] | None:
+        """
+        Completions that TRL tokenises apart from their prompts (DPO, prompt-completion data), or None if the texts are
+        no such. A SentencePiece tokenizer writes a space before every text; beside the one that a completion begins
+        with, that is one token which no chat as a whole has.
+        """
+        adds_special_tokens = kwargs.get("add_special_tokens", kwargs.get("text_kwargs", {}).get("add_special_tokens"))
+        is_completion = all(isinstance(sample, str) and sample.startswith(" ") for sample in text)
+        normalizer = self.tokenizer.backend_tokenizer.normalizer if self.tokenizer.is_fast else None
+        writes_space = normalizer is not None and normalizer.normalize_str("a") == "\u2581a"
+        return (
+            [sample[1:] for sample in text]
+            if adds_special_tokens is False and is_completion and writes_space
+            else None
+        )
 
     def _write_bos(self, text: list[str], kwargs: dict[str, Any]) -> list[str]:
         """
