@@ -36,14 +36,15 @@ class ModalityLengthSampler(Sampler[int]):
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         groups, rest = [], []
         for modality in (True, False):
             rows = (self.has_images == modality).nonzero().flatten()
             rows = rows[torch.randperm(len(rows), generator=generator)]
             num_whole = len(rows) - len(rows) % self.group_size
             rest += rows[num_whole:].tolist()
-            for block in rows[:num_whole].split(self.group_size * self.groups_per_block):
+            for start in range(0, num_whole, self.group_size * self.groups_per_block):
+                block = rows[start : min(start + self.group_size * self.groups_per_block, num_whole)]
                 by_length = block[self.lengths[block].argsort(descending=True, stable=True)]
                 groups += by_length.split(self.group_size)
         groups = [groups[index] for index in torch.randperm(len(groups), generator=generator).tolist()]

@@ -68,13 +68,14 @@ def hold_trained_in_float32(model: nn.Module, autocast: bool) -> None:
         autocast (`bool`): whether they are used in half precision all the same (`bf16: true`, `fp16: true`).
 
     Raises:
-        ValueError: if the model is in half precision, and there is no autocast to bring both together.
+        ValueError: if the rest is in half precision, and there is no autocast to bring both together.
     """
     half = [parameter for parameter in model.parameters() if parameter.dtype in (torch.float16, torch.bfloat16)]
-    if half and not autocast:
+    frozen = [parameter for parameter in half if not parameter.requires_grad]
+    if frozen and not autocast:
         raise ValueError(
-            f"The model is in {half[0].dtype}: set bf16 or fp16 to true, so that what trains can be held in float32, "
-            "or load the model in float32 (dtype)."
+            f"The model is in {frozen[0].dtype}: set bf16 or fp16 to true, so that what trains can be held in "
+            "float32, or load the model in float32 (dtype)."
         )
     for parameter in half:
         if parameter.requires_grad:

@@ -28,34 +28,41 @@ def data(tmp_path_factory, make_image):
 
 
 @pytest.fixture(scope="session")
-def run_pretrain(data, vision_folder, text_folder):
-    """A function that runs stage 1 with the tiny recipe and more arguments; returns the trainer."""
+def run_recipe():
+    """A function that runs a recipe as the script that it is for does, with more arguments; returns the trainer."""
 
-    def run(folder, *arguments, parts=True, recipe="pretrain_tiny_cpu"):
-        arguments = ["--config", recipe, *OVERRIDES, "--output_dir", str(folder), *map(str, arguments)]
-        if parts:
-            arguments += ["--vision_model_name_or_path", str(vision_folder)]
-            arguments += ["--text_model_name_or_path", str(text_folder)]
-        if "--train_file" not in arguments:
-            arguments += ["--train_file", str(data / "pairs.jsonl")]
-        arguments += ["--image_folder", str(data)]
-        parser = TrlParser((DataArguments, ComposeArguments, StageConfig, ModelConfig))
-        return pretrain.main(*parser.parse_args_and_config(args=find_recipe(arguments)))
+    def run(name, *arguments):
+        module, own = (pretrain, ComposeArguments) if name.startswith("pretrain") else (sft, AblationArguments)
+        parser = TrlParser((DataArguments, own, StageConfig, ModelConfig))
+        return module.main(*parser.parse_args_and_config(args=find_recipe(["--config", name, *map(str, arguments)])))
 
     return run
 
 
 @pytest.fixture(scope="session")
-def run_sft(data):
+def run_pretrain(run_recipe, data, vision_folder, text_folder):
+    """A function that runs stage 1 with the tiny recipe and more arguments; returns the trainer."""
+
+    def run(folder, *arguments, parts=True):
+        arguments = [*OVERRIDES, "--output_dir", folder, *arguments]
+        if parts:
+            arguments += ["--vision_model_name_or_path", vision_folder, "--text_model_name_or_path", text_folder]
+        if "--train_file" not in arguments:
+            arguments += ["--train_file", data / "pairs.jsonl"]
+        return run_recipe("pretrain_tiny_cpu", *arguments, "--image_folder", data)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def run_sft(run_recipe, data):
     """A function that runs stage 2 on a checkpoint with the tiny recipe and more arguments; returns the trainer."""
 
-    def run(base, folder, *arguments, recipe="sft_tiny_cpu"):
-        arguments = ["--config", recipe, *OVERRIDES, "--output_dir", str(folder), *map(str, arguments)]
-        arguments += ["--model_name_or_path", str(base), "--image_folder", str(data)]
+    def run(base, folder, *arguments):
+        arguments = [*OVERRIDES, "--output_dir", folder, *arguments]
         if "--train_file" not in arguments:
-            arguments += ["--train_file", str(data / "chats.jsonl")]
-        parser = TrlParser((DataArguments, AblationArguments, StageConfig, ModelConfig))
-        return sft.main(*parser.parse_args_and_config(args=find_recipe(arguments)))
+            arguments += ["--train_file", data / "chats.jsonl"]
+        return run_recipe("sft_tiny_cpu", *arguments, "--model_name_or_path", base, "--image_folder", data)
 
     return run
 
