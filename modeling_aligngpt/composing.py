@@ -1,5 +1,6 @@
 """An AlignGPT from a vision tower and a language model: the start of stage 1."""
 
+import os
 from contextlib import contextmanager
 
 import torch
@@ -103,6 +104,9 @@ def assemble(
     with torch.no_grad():
         expected = language_model.eval()(input_ids=probe).logits
 
+    for part in (tower.config, language_model.config):
+        if os.path.isdir(part.name_or_path):  # a Hub id says where a part came from, a path only whose machine it was
+            part.name_or_path = ""
     config = AlignGPTConfig(
         vision_config=tower.config,
         text_config=language_model.config,
