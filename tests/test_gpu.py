@@ -1,5 +1,8 @@
 """What needs a CUDA GPU: `pytest -m gpu`."""
 
+import runpy
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import BitsAndBytesConfig
@@ -75,3 +78,39 @@ def test_a_model_in_4_bits_answers_with_its_gate_in_full_precision(checkpoint, i
     quantised = {name for name, module in model.named_modules() if type(module).__name__ == "Linear4bit"}
     assert quantised and all(name.startswith("model.language_model.") for name in quantised)
     assert len(generate(model, inputs)) == 3
+
+
+@pytest.fixture(scope="module")
+def training_memory():
+    """The benchmark's functions."""
+    return runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "training_memory.py"))
+
+
+@pytest.fixture(scope="module")
+def random_7b(training_memory, tmp_path_factory):
+    """A model of Vicuna-7B's and CLIP ViT-L/14-336's size with random weights."""
+    folder = tmp_path_factory.mktemp("random_7b")
+    training_memory["write_model"](folder, "7b")
+    return folder
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(
+    ("recipe", "arguments", "gib_needed"),
+    [
+        ("pretrain_7b", ["--gradient_accumulation_steps", "1"], 30),
+        ("sft_7b_lora", ["--per_device_train_batch_size", "8"], 40),
+        ("sft_7b_qlora_24gb", ["--gradient_accumulation_steps", "2"], 20),
+        ("sft_7b_qlora_t4", ["--gradient_accumulation_steps", "2"], 14),
+        ("sft_7b", ["--per_device_train_batch_size", "4", "--optim", "adamw_bnb_8bit"], 110),
+    ],
+)
+def test_a_recipe_trains_a_model_of_7b_within_the_memory_that_was_estimated(
+    recipe, arguments, gib_needed, training_memory, random_7b
+):
+    total = torch.cuda.get_device_properties(0).total_memory / 2**30
+    if total < gib_needed + 2:
+        pytest.skip(f"needs {gib_needed} GiB, the GPU has {total:.0f}")
+    result = training_memory["measure"](recipe, *arguments, "--dataloader_num_workers", "2", model=random_7b)
+    assert torch.tensor(result["loss"]).isfinite() and result["gib"] < gib_needed
+    print(f"{recipe} {' '.join(arguments)}: {result['gib']:.1f} GiB, {result['tokens_per_second']:.0f} tokens/s")  # noqa: T201

@@ -36,7 +36,7 @@ class DataArguments:
 
 @dataclass
 class ComposeArguments:
-    """Parts of a new model. Give both, or neither and a composed checkpoint as `model_name_or_path`."""
+    """Parts of a new model; not needed beside a composed checkpoint as `model_name_or_path`."""
 
     vision_model_name_or_path: str | None = field(default=None, metadata={"help": "The vision tower, e.g. a CLIP."})
     text_model_name_or_path: str | None = field(default=None, metadata={"help": "The language model, e.g. Vicuna."})

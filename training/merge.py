@@ -50,7 +50,8 @@ def load_adapter(adapter: str, base: str | None = None, **options) -> tuple[Peft
     """
     config = PeftConfig.from_pretrained(adapter)
     model = AlignGPTForConditionalGeneration.from_pretrained(base or config.base_model_name_or_path, **options)
-    model = PeftModel.from_pretrained(model, adapter)
+    # All in the precision of the base: nobody has to ask for autocast
+    model = PeftModel.from_pretrained(model, adapter, autocast_adapter_dtype=False)
     stored = load_peft_weights(adapter, device="cpu").keys()
     differing = stored ^ get_peft_model_state_dict(model, save_embedding_layers=False).keys()
     if differing:

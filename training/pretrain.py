@@ -41,13 +41,15 @@ def main(
     Trains and saves a stage-1 model; returns the trainer.
 
     Raises:
-        ValueError: if neither or both of a composed checkpoint and its two parts are named, or the language model
-            should be quantised or adapted, which leaves nothing that stage 1 could train.
+        ValueError: if neither a composed checkpoint nor its two parts are named, or the language model should be
+            quantised or adapted, which stage 1 cannot train beside.
     """
     parts = (compose_args.vision_model_name_or_path, compose_args.text_model_name_or_path)
-    if (model_args.model_name_or_path is None) == (None in parts):
+    if model_args.model_name_or_path is not None:
+        parts = (model_args.model_name_or_path,)  # wins over the parts of a recipe
+    elif None in parts:
         raise ValueError(
-            "Name either a composed model (--model_name_or_path) or its parts (--vision_model_name_or_path and "
+            "Name a composed model (--model_name_or_path) or its parts (--vision_model_name_or_path and "
             "--text_model_name_or_path)."
         )
     if model_args.use_peft or model_args.load_in_4bit or model_args.load_in_8bit:
@@ -91,7 +93,7 @@ def main(
         processing_class=processor,
         record=record.add(
             stage="pretrain",
-            base_models=[name for name in (*parts, model_args.model_name_or_path) if name is not None],
+            base_models=list(parts),
             trained=get_trained_modules(model, "pretrain", *extra),
             data_args=data_args,
             training_args=training_args,

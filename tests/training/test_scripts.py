@@ -178,7 +178,7 @@ def test_the_check_of_good_data_ends_well(run_pretrain, tmp_path):
 
 
 def test_pretraining_needs_a_model_or_its_two_parts(run_pretrain, tmp_path):
-    with pytest.raises(ValueError, match="Name either a composed model"):
+    with pytest.raises(ValueError, match="Name a composed model"):
         run_pretrain(tmp_path, parts=False)
 
 
