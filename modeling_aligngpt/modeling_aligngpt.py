@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from transformers import LlavaForConditionalGeneration, LlavaModel, LlavaPreTrainedModel
 from transformers import initialization as init
@@ -342,11 +343,13 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
         alignment_levels: torch.LongTensor | None = None,
         token_type_ids: torch.LongTensor | None = None,
         alignment_vectors: torch.Tensor | None = None,
+        needs_image: bool = False,
         **vision_kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.Tensor]:
         """
         Embeddings with images and alignment vectors in place (B, L, D), image tokens (n * T, D), the vectors (B, D)
-        and the weights of the local embeddings (B, N-1). Arguments as in `forward`.
+        and the weights of the local embeddings (B, N-1). Arguments as in `forward`; with `needs_image` a batch without
+        images runs all that one with images does.
         """
         if (input_ids is None) ^ (inputs_embeds is not None):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
@@ -358,10 +361,16 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
             if image_outputs is not None:
                 raise ValueError("You cannot specify both pixel_values and mm_encoder_outputs at the same time")
             image_outputs = self.get_image_features(pixel_values=pixel_values, return_dict=True, **vision_kwargs)
+        is_blank = image_outputs is None and needs_image
+        if is_blank:
+            image_outputs = self._encode_blank_image(token_embeds, **vision_kwargs)
         merged_embeds, image_tokens, image_features = token_embeds, None, None
         if image_outputs is not None:
             image_tokens = torch.cat(tuple(image_outputs.pooler_output)).to(token_embeds.device, token_embeds.dtype)
-            placeholder_mask = self.get_placeholder_mask(input_ids, token_embeds, image_tokens.unsqueeze(0))
+            if is_blank:  # it goes nowhere, but all that it passes through gets a gradient, of zeros
+                placeholder_mask = torch.zeros_like(token_embeds, dtype=torch.bool)
+            else:
+                placeholder_mask = self.get_placeholder_mask(input_ids, token_embeds, image_tokens.unsqueeze(0))
             merged_embeds = token_embeds.masked_scatter(placeholder_mask, image_tokens)
             if alignment_vectors is None:
                 image_features = self._split_images(image_tokens, image_outputs.pooler_output, placeholder_mask)
@@ -374,7 +383,7 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
             align_mask = align_mask & (align_mask.cumsum(-1) == 1)  # a generated one is a token like any other
             alignment_vectors = alignment_vectors.to(merged_embeds.device, merged_embeds.dtype)
             merged_embeds = torch.where(align_mask.unsqueeze(-1), alignment_vectors.unsqueeze(1), merged_embeds)
-        return merged_embeds, image_tokens, alignment_vectors, weights
+        return merged_embeds, None if is_blank else image_tokens, alignment_vectors, weights
 
     def _split_images(
         self, image_tokens: torch.Tensor, images: list[torch.Tensor] | torch.Tensor, placeholder_mask: torch.BoolTensor
@@ -409,22 +418,15 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
         names = inspect.signature(self._merge_modalities).parameters
         return self._merge_modalities(**{name: value for name, value in inputs.items() if name in names})[3]
 
-    def _connect_unused_modules(self, inputs_embeds: torch.Tensor) -> torch.Tensor:
+    def _encode_blank_image(self, inputs_embeds: torch.Tensor, **vision_kwargs) -> BaseModelOutputWithPooling:
         """
-        `inputs_embeds`, unchanged in value, with tower, projector, gate and table in the graph of a batch without
-        images. Ranks that share a model have to run the same modules, so a blank image goes through all of them:
-        without it a text-only batch on one rank hangs DDP, FSDP and ZeRO.
+        An image for a batch that has none, and no place for one. Processes that share a model have to run the same
+        modules in the same order: a text-only batch on one of them would hang DDP, FSDP and ZeRO-3, and ZeRO-2 would
+        add up the gradients of different parameters.
         """
         size = self.config.image_size
         blank_image = inputs_embeds.new_zeros(1, getattr(self.config.vision_config, "num_channels", 3), size, size)
-        image_features = torch.stack(tuple(self.get_image_features(blank_image, return_dict=True).pooler_output))
-        image_features = image_features.to(inputs_embeds)
-        image_rows = torch.zeros(1, dtype=torch.long, device=inputs_embeds.device)
-        weights = self.get_local_weights(image_features, image_rows, inputs_embeds[:1].mean(1))
-        levels = torch.arange(self.config.num_alignment_levels, device=inputs_embeds.device)
-        for unused in (image_features, weights, self.alignment_embeddings(levels)):
-            inputs_embeds = inputs_embeds + 0 * unused.mean().to(inputs_embeds)
-        return inputs_embeds
+        return self.get_image_features(pixel_values=blank_image, return_dict=True, **vision_kwargs)
 
     @can_return_tuple
     def forward(
@@ -460,7 +462,10 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
         Raises:
             ValueError: if image tokens and features do not match, or levels are out of range or of the wrong number.
         """
+        has_company = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        is_continued = past_key_values is not None and past_key_values.get_seq_length() > 0
         merged_embeds, image_tokens, _, alignment_weights = self._merge_modalities(
+            needs_image=(self.training or has_company) and not is_continued,
             input_ids=input_ids,
             pixel_values=pixel_values,
             attention_mask=attention_mask,
@@ -472,8 +477,6 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
             vision_feature_layer=vision_feature_layer,
             vision_feature_select_strategy=vision_feature_select_strategy,
         )
-        if image_tokens is None and self.training:
-            merged_embeds = self._connect_unused_modules(merged_embeds)
         outputs = self.language_model(
             attention_mask=attention_mask,
             position_ids=position_ids,

@@ -208,8 +208,8 @@ class AlignGPTTrainer(SFTTrainer):
             write_model_card(self.args.output_dir, self.record, self.hub_model_id)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        super()._save(output_dir, state_dict)
-        if self.record is not None:
+        super()._save(output_dir, state_dict)  # called on all processes; it writes on one
+        if self.record is not None and self.args.should_save:
             self.record.save(output_dir or self.args.output_dir)
 
 
@@ -223,10 +223,9 @@ def finish(trainer: AlignGPTTrainer) -> None:
     if number is not None:
         trainer.end()
         sys.exit(128 + number)
-    trainer.save_model(trainer.args.output_dir)
     trainer.create_model_card()
-    if trainer.args.push_to_hub:
-        trainer.push_to_hub()
+    trainer.save_model(trainer.args.output_dir)  # and pushes
+    trainer.create_model_card()  # peft wrote one of its own
     trainer.end()
 
 

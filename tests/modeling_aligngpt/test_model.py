@@ -102,6 +102,31 @@ def test_an_all_text_batch_trains_with_the_vision_side_in_the_graph(model, proce
             assert parameter.grad is not None and not parameter.grad.any(), name
 
 
+@pytest.mark.parametrize("mode", ["adaptive", "local", "average", "global"])
+@pytest.mark.parametrize("levels", [False, True])
+def test_an_all_text_batch_runs_the_modules_of_one_with_images_in_the_same_order(model, processor, rows, mode, levels):
+    """ZeRO-3 gathers parameters as modules run, ZeRO-2 adds up gradients as they come: in one order on all ranks."""
+    model.config.alignment_mode = mode
+    model.train().model.vision_tower.requires_grad_(False)
+    order = []
+    for name, module in model.named_modules():
+        if name and not list(module.children()):
+            module.register_forward_hook(lambda *_, name=name: order.append(f"forward {name}"))
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            parameter.register_post_accumulate_grad_hook(lambda _, name=name: order.append(f"backward {name}"))
+    orders = []
+    for text, images in (rows[0], rows[1]):
+        inputs = processor(images=images or None, text=text, return_tensors="pt")
+        assert ("pixel_values" in inputs) == bool(images)
+        if levels:
+            inputs["alignment_levels"] = torch.tensor([3 if images else -1])
+        model(**inputs, labels=inputs["input_ids"]).loss.backward()
+        orders.append(order.copy())
+        order.clear()
+    assert orders[0] == orders[1]
+
+
 def test_gradient_checkpointing_does_not_change_the_gradients(model, processor, rows):
     texts, images = zip(*rows, strict=True)
     inputs = processor(images=list(images), text=list(texts), padding=True, return_tensors="pt")
