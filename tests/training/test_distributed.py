@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -69,7 +70,7 @@ def mixed(data, tmp_path):
 
 
 def run_stage(module, folder, processes, data, mixed, *arguments, batch_size=4):
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     torchrun(
         RUN,
         folder,
@@ -86,6 +87,18 @@ def run_stage(module, folder, processes, data, mixed, *arguments, batch_size=4):
         processes,
     )
     return [torch.load(folder / f"{rank}.pt") for rank in range(processes)]
+
+
+def test_two_processes_save_a_checkpoint_and_go_on_from_it(data, mixed, stage_1, tmp_path):
+    arguments = ["--model_name_or_path", stage_1, "--resume_from_checkpoint", "latest", "--save_strategy", "steps"]
+    arguments += ["--save_steps", 2]
+    whole, _ = run_stage("sft", tmp_path / "whole", 2, data, mixed, *arguments)
+    shutil.rmtree(tmp_path / "whole" / "out" / "checkpoint-3")
+    again = run_stage("sft", tmp_path / "whole", 2, data, mixed, *arguments)
+    assert [len(result["seen"]) for result in again] == [1, 1], "only the third step is run again"
+    for result in again:
+        for name, parameter in whole["parameters"].items():
+            torch.testing.assert_close(parameter, result["parameters"][name], atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("module", ["pretrain", "sft"])
@@ -116,8 +129,8 @@ def test_two_processes_stream_different_rows(data, mixed, stage_1, tmp_path):
     assert sum(sum(batch) for batch in first["seen"] + second["seen"]) == 12, "every row with an image came once"
 
 
-FSDP = """
-import sys, torch, torch.distributed as dist
+SHARDED = """
+import os, sys, torch, torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import AutoProcessor
@@ -126,19 +139,24 @@ from aligngpt.training.collator import AlignGPTDataCollator
 from aligngpt.training.data import load_training_data
 from aligngpt.training.stages import select_trainable
 
-stage, checkpoint, train_file, images, out = sys.argv[1:]
+sharding, stage, checkpoint, train_file, images, out = sys.argv[1:]
 torch.set_num_threads(1)
-distributed = "RANK" in __import__("os").environ
-if distributed:
-    dist.init_process_group("gloo")
-rank, world = (dist.get_rank(), dist.get_world_size()) if distributed else (0, 1)
 model = AlignGPTForConditionalGeneration.from_pretrained(checkpoint).train()
 select_trainable(model, stage)
-if distributed:
+rank, world = 0, 1
+if sharding != "none":
+    if sharding.startswith("zero"):
+        import deepspeed
+        deepspeed.init_distributed(dist_backend="gloo")
+    else:
+        dist.init_process_group("gloo")
+    rank, world = dist.get_rank(), dist.get_world_size()
+if sharding == "fsdp2":
     mesh = dist.device_mesh.init_device_mesh("cpu", (world,))
     for block in (*model.model.vision_tower.encoder.layers, *model.model.language_model.layers):
         fully_shard(block, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+    for module in (model.model.multi_modal_projector, model.model.alignment_gate, model):
+        fully_shard(module, mesh=mesh)
     assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
 rows = list(load_training_data(train_file))
 template, levels = ("plain", 8) if stage == "pretrain" else (None, None)
@@ -146,32 +164,51 @@ collator = AlignGPTDataCollator(
     AutoProcessor.from_pretrained(checkpoint), image_folder=images, chat_template=template, num_alignment_levels=levels
 )
 optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+if sharding.startswith("zero"):
+    zero = {"stage": int(sharding[-1]), "stage3_param_persistence_threshold": 0}
+    config = {"train_micro_batch_size_per_gpu": 4, "gradient_clipping": 1.0, "zero_optimization": zero}
+    config["zero_allow_untested_optimizer"] = True
+    model, optimizer, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
 losses = []
 for step in range(3):
     batches = [rows[8 * step : 8 * step + 4], rows[8 * step + 4 : 8 * step + 8]]
-    total, num_tokens = 0.0, sum((collator(batch)["labels"][:, 1:] != -100).sum() for batch in batches)
+    total, num_tokens = torch.zeros(()), sum((collator(batch)["labels"][:, 1:] != -100).sum() for batch in batches)
     for batch in batches[rank::world]:
         inputs = {name: value for name, value in collator(batch).items() if isinstance(value, torch.Tensor)}
         loss = model(**inputs, num_items_in_batch=num_tokens).loss
-        (loss * world).backward()
+        if sharding.startswith("zero"):
+            model.backward(loss * world)
+        else:
+            (loss * world).backward()
         total += loss.detach()
-    if distributed:
+    if sharding != "none":
         dist.all_reduce(total)
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
-    optimizer.zero_grad()
+    if sharding.startswith("zero"):
+        model.step()
+    else:
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
     losses.append(total.item())
 if rank == 0:
     torch.save(losses, out)
-if distributed:
+if sharding != "none":
     dist.destroy_process_group()
 """
 
 
+@pytest.mark.parametrize("sharding", ["fsdp2", "zero2", "zero3"])
 @pytest.mark.parametrize("stage", ["pretrain", "sft"])
-def test_fsdp2_with_one_rank_without_images_has_the_losses_of_one_process(stage, data, mixed, stage_1, tmp_path):
-    for processes in (1, 2):
-        torchrun(FSDP, tmp_path, [stage, stage_1, mixed, data, tmp_path / f"{processes}.pt"], processes)
-    single, sharded = torch.load(tmp_path / "1.pt"), torch.load(tmp_path / "2.pt")
+def test_sharded_over_two_processes_one_without_images_the_losses_are_those_of_one(
+    sharding, stage, data, mixed, stage_1, tmp_path
+):
+    if sharding.startswith("zero"):
+        pytest.importorskip(
+            "deepspeed", reason="pip install deepspeed; DS_BUILD_OPS=0 DS_ACCELERATOR=cpu without a GPU"
+        )
+    for kind in ("none", sharding):
+        arguments = [kind, stage, stage_1, mixed, data, tmp_path / f"{kind}.pt"]
+        torchrun(SHARDED, tmp_path, arguments, 1 if kind == "none" else 2, DS_ACCELERATOR="cpu")
+    single, sharded = torch.load(tmp_path / "none.pt"), torch.load(tmp_path / f"{sharding}.pt")
     assert len(set(single)) == 3, "it learns"
     assert sharded == pytest.approx(single, abs=1e-4)
