@@ -25,6 +25,7 @@ from transformers import (
 
 from aligngpt.processing import AlignGPTProcessor
 from aligngpt.processing.atomic_output import new_folder
+from aligngpt.processing.images import open_image
 
 from .modeling_aligngpt import AlignGPTForConditionalGeneration
 
@@ -116,7 +117,11 @@ def _write_align(template: str, align_token: str) -> str:
 
 @torch.no_grad()
 def mean_gate_weights(
-    model: AlignGPTForConditionalGeneration, processor: AlignGPTProcessor, records, num_records: int = 256
+    model: AlignGPTForConditionalGeneration,
+    processor: AlignGPTProcessor,
+    records,
+    num_records: int = 256,
+    image_folder: str | None = None,
 ) -> torch.Tensor:
     """
     The gate's mean weights (N-1,) over records with images, as `aligngpt.training.data.load_training_data` gives them.
@@ -126,7 +131,7 @@ def mean_gate_weights(
     """
     total, count = 0, 0
     for record in islice((record for record in records if record["images"]), num_records):
-        images = [{"type": "image", "image": image} for image in record["images"]]
+        images = [{"type": "image", "image": open_image(image, image_folder)[0]} for image in record["images"]]
         first = next(message for message in record["messages"] if message["role"] != "system")
         content = [*images, {"type": "text", "text": first["content"]}]
         inputs = processor.apply_chat_template(
@@ -170,8 +175,8 @@ def main(arguments: list[str]) -> None:
         if args.calibration is not None:
             from aligngpt.training.data import load_training_data  # TRL is not needed otherwise
 
-            records = load_training_data(args.calibration, args.image_folder)
-            weights = mean_gate_weights(model, processor, records, args.num_records)
+            records = load_training_data(args.calibration, streaming=True)
+            weights = mean_gate_weights(model, processor, records, args.num_records, args.image_folder)
         llava, processor = export_llava(model, processor, weights)
         llava.save_pretrained(folder, max_shard_size=args.max_shard_size)
         processor.save_pretrained(folder)

@@ -176,7 +176,12 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
         return image_outputs
 
     def _run_tower(self, pixel_values: torch.Tensor, **kwargs) -> BaseModelOutputWithPooling:
-        """The tower's outputs for images (n, channels, S, S) of its size."""
+        """The tower's outputs for images (n, channels, S, S) of its size; without a graph if it is frozen."""
+        # Gradient checkpointing makes the outputs of all embeddings need gradients, those of the tower's patches too
+        needs_graph = pixel_values.requires_grad or any(p.requires_grad for p in self.vision_tower.parameters())
+        if torch.is_grad_enabled() and not needs_graph:
+            with torch.no_grad():
+                return self._run_tower(pixel_values, **kwargs)
         if self.config.vision_config.model_type == "siglip2_vision_model":  # takes a row of patches and its shape
             side, patch = self.config.vision_grid_size, self.config.vision_config.patch_size
             patches = pixel_values.unflatten(3, (side, patch)).unflatten(2, (side, patch))  # (n, C, h, p, w, p)

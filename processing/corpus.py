@@ -41,6 +41,7 @@ class Shard:
         fingerprint (`str`): changes if the shard does: a local file's size and a hash of its
             ends, or the dataset's own.
         count_rows (`Callable[[], int | None]`): how many rows there are, if that is quickly told.
+        file (`str`): its path or URL, if it is one file.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Shard:
     embedded_images: bool
     fingerprint: str = ""
     count_rows: Callable[[], int | None] = lambda: None
+    file: str = ""
 
 
 def open_corpus(
@@ -186,7 +188,7 @@ def _file_shard(file: str, name: str, streaming: bool, embedded: bool, count_tar
 
     fingerprint = _fingerprint(file) if is_local else file
     has_images = file_format == "tar" or (embedded and file_format != "json")
-    return Shard(name, read, has_images, fingerprint, count_rows)
+    return Shard(name, read, has_images, fingerprint, count_rows, file)
 
 
 def _fingerprint(file: str) -> str:

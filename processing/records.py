@@ -34,7 +34,7 @@ def get_images(record: dict[str, Any]) -> list[Any]:
     """
     for name in ("images", "image"):
         images = record.get(name)
-        if images is not None and not (isinstance(images, list) and not images):
+        if images is not None and images != "" and images != []:
             return images if isinstance(images, list) else [images]
     parts = [part for turn in _turns(record) for part in _parts(turn) if part.get("type") == "image"]
     images = [part[name] for part in parts for name in ("image", "path", "url") if part.get(name) is not None]
@@ -54,11 +54,11 @@ def count_images_per_turn(record: dict[str, Any], num_images: int) -> list[int]:
     turns = _turns(record)
     counts = [
         sum(part.get("type") == "image" for part in _parts(turn))
-        + sum(text.count(PLACEHOLDER) for text in _texts(turn))
+        + sum(text.count(PLACEHOLDER) for text in _texts(turn)) * (_role(turn) == "user")  # an answer may be about it
         for turn in turns
     ]
     if not any(counts) and num_images:
-        first = next((i for i, turn in enumerate(turns) if ROLES.get(turn.get("role", turn.get("from"))) == "user"), 0)
+        first = next((index for index, turn in enumerate(turns) if _role(turn) == "user"), 0)
         counts = [num_images * (index == first) for index in range(len(turns))]
     if sum(counts) != num_images:
         raise PairFault("placeholder_count", f"The text has places for {sum(counts)} images, the record {num_images}.")
@@ -132,6 +132,10 @@ def _parts(turn: dict[str, Any]) -> list[dict[str, Any]]:
     return [part for part in content if isinstance(part, dict)] if isinstance(content, list) else []
 
 
+def _role(turn: dict[str, Any]) -> str | None:
+    return ROLES.get(turn.get("role", turn.get("from")))
+
+
 def _texts(turn: dict[str, Any]) -> list[str]:
     texts = [turn.get("value"), turn.get("content"), *(part.get("text") for part in _parts(turn))]
     return [text for text in texts if isinstance(text, str)]
@@ -149,6 +153,8 @@ def _read_turn(turn: Any, role_key: str, text_key: str) -> dict[str, str]:
         text = wrong[0] if wrong else "\n".join(texts)
     if not isinstance(text, str):
         raise PairFault("non_string_caption", f"The text of a turn is {text!r}, not a string.")
-    if PLACEHOLDER in text or role_key == "from":
+    if ROLES[role] != "assistant" and PLACEHOLDER in text:
         text = text.replace(PLACEHOLDER, "").strip()
+    if role_key == "from":
+        text = text.strip()
     return {"role": ROLES[role], "content": text}

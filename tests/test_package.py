@@ -77,6 +77,8 @@ def test_the_wheel_holds_one_name_with_templates_and_recipes(wheel):
         "aligngpt/processing/processing_aligngpt.py",
         "aligngpt/processing/chat_templates/vicuna_v1.jinja",
         "aligngpt/training/recipes/pretrain_7b.yaml",
+        "aligngpt/training/accelerate/zero3_8gpu.yaml",
+        "aligngpt/training/model_card_template.md",
     ):
         assert expected in names
     sources = {path.name for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")}

@@ -11,6 +11,7 @@ from tqdm import tqdm
 from transformers.utils import logging
 
 from aligngpt.processing.atomic_output import write_json
+from aligngpt.processing.images import ImageFolderNeededError
 from aligngpt.training.arguments import DataArguments, StageConfig
 from aligngpt.training.collator import AlignGPTDataCollator
 from aligngpt.training.data import load_training_data
@@ -36,6 +37,8 @@ class RowExaminer:
         name = str(row.get("id"))
         try:
             batch = replace(self.collator, on_bad_row="fail")([row])
+        except ImageFolderNeededError:
+            raise  # the command is at fault, not the row
         except ValueError as error:
             text = str(error)
             kind = (

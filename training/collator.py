@@ -44,8 +44,8 @@ class AlignGPTDataCollator(DataCollatorMixin):
         were not trained on as they are, `skipped_rows`, `truncated_rows`, `rows_without_target`.
 
     Raises:
-        ValueError: if a level is missing or out of range, a row is bad and `on_bad_row` is `"fail"`, or no row of the
-            batch has anything to train on; the message names the rows.
+        ValueError: if a level is missing or out of range; and with `on_bad_row="fail"`, if a row is bad, or no row of
+            the batch has anything to train on. The message names the rows.
     """
 
     processor: AlignGPTProcessor
@@ -74,7 +74,7 @@ class AlignGPTDataCollator(DataCollatorMixin):
         labels = batch["input_ids"].masked_fill(batch.pop("assistant_masks") == 0, -100)
         labels[sorted(faults)] = -100
         without_target = [names[i] for i in (labels == -100).all(-1).nonzero().flatten().tolist() if i not in faults]
-        if without_target and len(without_target) + len(faults) == len(rows):
+        if len(without_target) == len(rows) and self.on_bad_row == "fail":
             raise ValueError(
                 f"Rows {without_target} have no token to train on: no assistant turn, or it was cut off at "
                 f"max_length={self.max_length}."

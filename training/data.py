@@ -1,5 +1,7 @@
 """Training data: records of any of the known forms become rows of one form, which the collator makes batches of."""
 
+import json
+import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,14 +25,14 @@ from aligngpt.training.arguments import DataArguments, StageConfig
 
 logger = logging.get_logger(__name__)
 
+MAX_LEVEL = 2**31  # anything above is a mistake, and need not fit into a column
+
 
 def load_training_data(
     data: str,
     *,
     streaming: bool = False,
     on_bad_row: Literal["fail", "skip", "keep"] = "fail",
-    shuffle_seed: int | None = None,
-    shuffle_buffer_size: int = 10_000,
 ) -> Dataset | IterableDataset:
     """
     Rows to train on. Images stay what they are in the data, paths or encoded bytes; the collator opens them.
@@ -40,16 +42,16 @@ def load_training_data(
             folder or Hub id that datasets loads), or the output folder of `aligngpt levels`. A record has `image` or
             `images`, and one of `messages`, `conversations` (LLaVA's, with `<image>` in the text) and `caption`;
             optionally `id` and `alignment_level` (or `similarity`, the authors' name for it).
-        streaming (`bool`): read the files while training, instead of copying their rows into the cache of datasets
-            first. The rows are then shuffled only within a buffer, and cannot be grouped by length.
+        streaming (`bool`): read the files as rows are asked for, instead of copying all rows into the cache of
+            datasets first.
         on_bad_row (`str`): what to do with records that are of no known form: `"fail"`; `"skip"` leaves them out and
-            logs how many; `"keep"` keeps them, with the reason in the column `fault`, for the collator to deal with.
-        shuffle_seed, shuffle_buffer_size (`int`): of streamed rows; without a seed they come in the order of the data.
+            logs how many; `"keep"`, as always when streaming, keeps them, with the reason in the column `fault`, for
+            the collator to deal with.
 
     Returns:
         columns `id` (string), `images` (list), `messages` (list of role, content, num_images), `alignment_level` (-1
-        where none is given), `length` (bytes of text, by which rows are grouped) and `fault` (empty, or what is
-        wrong).
+        where none is given), `num_images` and `length` (bytes of text), by which rows are grouped, and `fault` (empty,
+        or what is wrong).
 
     Raises:
         ValueError: if a record is of no known form and `on_bad_row` is `"fail"`; the message names the first ones.
@@ -66,26 +68,19 @@ def load_training_data(
             "images": List(Image(decode=False) if any(s.embedded_images for s in shards) else Value("string")),
             "messages": List({"role": Value("string"), "content": Value("string"), "num_images": Value("int32")}),
             "alignment_level": Value("int64"),
+            "num_images": Value("int32"),
             "length": Value("int64"),
             "fault": Value("string"),
         }
     )
     if streaming:
-        dataset = IterableDataset.from_generator(
-            _read_rows,
-            features=features,
-            gen_kwargs={"data": data, "numbers": list(range(len(shards))), "key": "", "streaming": True},
-        )
-        if shuffle_seed is not None:
-            dataset = dataset.shuffle(seed=shuffle_seed, buffer_size=shuffle_buffer_size)
-        return dataset
+        # One shard, however many files: accelerate gives every process files of its own where it can, so that rows of
+        # small files come more often, and processes wait for each other at ends that are not the same
+        return IterableDataset.from_generator(_read_rows, features=features, gen_kwargs={"data": data})
     # The cache is found again by these arguments, so they have to say what is in the files and who read them
-    key = " ".join([__version__, *(shard.fingerprint for shard in shards)])
-    dataset = Dataset.from_generator(
-        _read_rows,
-        features=features,
-        gen_kwargs={"data": data, "numbers": tuple(range(len(shards))), "key": key, "streaming": False},
-    )
+    times = [os.stat(shard.file).st_mtime_ns if os.path.isfile(shard.file) else 0 for shard in shards]
+    key = json.dumps([__version__, times, [shard.fingerprint for shard in shards]])
+    dataset = Dataset.from_generator(_read_rows, features=features, gen_kwargs={"data": data, "key": key})
     return _handle_faults(dataset, on_bad_row) if on_bad_row != "keep" else dataset
 
 
@@ -96,29 +91,29 @@ def load_datasets(data_args: DataArguments, training_args: StageConfig) -> dict[
     """
     with training_args.main_process_first(desc="reading the records"):
         train = load_training_data(
-            data_args.train_file,
-            streaming=data_args.streaming,
-            on_bad_row=data_args.on_bad_row,
-            shuffle_seed=training_args.data_seed or training_args.seed,
-            shuffle_buffer_size=data_args.shuffle_buffer_size,
+            data_args.train_file, streaming=data_args.streaming, on_bad_row=data_args.on_bad_row
         )
         evaluation = data_args.eval_file and load_training_data(data_args.eval_file, on_bad_row=data_args.on_bad_row)
+    if data_args.streaming:
+        # Without an end: a run that is resumed passes over as many rows as it has seen, whichever pass they were in
+        seed = training_args.data_seed or training_args.seed
+        train = train.repeat(None).shuffle(seed=seed, buffer_size=data_args.shuffle_buffer_size)
     return {"train_dataset": train, "eval_dataset": evaluation}
 
 
-def _read_rows(data: str, numbers: list[int], key: str, streaming: bool) -> Iterator[dict[str, Any]]:
-    shards = open_corpus(data, streaming=streaming)
-    for number in numbers:
-        for index, record in enumerate(shards[number].read(0)):
-            yield _read_row(record, index, shards[number])
+def _read_rows(data: str, key: str | None = None) -> Iterator[dict[str, Any]]:
+    for shard in open_corpus(data, streaming=key is None):
+        for index, record in enumerate(shard.read(0)):
+            yield _read_row(record, index, shard)
 
 
 def _read_row(record: dict[str, Any] | PairFault, index: int, shard: Shard) -> dict[str, Any]:
-    name, row = f"{shard.name}:{index}", {"images": [], "messages": [], "alignment_level": -1, "fault": ""}
+    row = {"id": f"{shard.name}:{index}", "images": [], "messages": [], "alignment_level": -1, "fault": ""}
     try:
         if isinstance(record, PairFault):
             raise record
-        name = str(record["id"]) if record.get("id") is not None else name
+        if record.get("id") is not None:
+            row["id"] = _encodable(str(record["id"]))
         row["images"] = [_read_image(image, shard.embedded_images) for image in get_images(record)]
         messages = get_messages(record)
         if messages is None:
@@ -126,11 +121,20 @@ def _read_row(record: dict[str, Any] | PairFault, index: int, shard: Shard) -> d
             counts = [len(row["images"]), 0]
         else:
             counts = count_images_per_turn(record, len(row["images"]))
-        row["messages"] = [message | {"num_images": count} for message, count in zip(messages, counts, strict=True)]
+        row["messages"] = [
+            {"role": message["role"], "content": _encodable(message["content"]), "num_images": count}
+            for message, count in zip(messages, counts, strict=True)
+        ]
         row["alignment_level"] = _read_level(get_level(record))
     except PairFault as fault:
-        row |= {"images": [], "messages": [], "fault": f"{fault.kind}: {fault}"}
-    return row | {"id": name, "length": sum(len(message["content"].encode()) for message in row["messages"])}
+        row |= {"images": [], "messages": [], "fault": f"{fault.kind}: {_encodable(str(fault))}"}
+    length = sum(len(message["content"].encode()) for message in row["messages"])
+    return row | {"num_images": len(row["images"]), "length": length}
+
+
+def _encodable(text: str) -> str:
+    """The text without half characters, which JSON can hold, and no tokenizer or file."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _read_image(image: Any, embedded: bool) -> Any:
@@ -141,13 +145,14 @@ def _read_image(image: Any, embedded: bool) -> Any:
         return {"path": None, "bytes": image} if isinstance(image, bytes) else image
     if not isinstance(image, str):
         raise PairFault("missing", f"An image is a path, not {type(image).__name__}.")
-    return image
+    return _encodable(image)
 
 
 def _read_level(level: Any) -> int:
     if level is None:
         return -1
-    if isinstance(level, bool) or not isinstance(level, int | float) or level != int(level):
+    is_number = isinstance(level, int | float) and not isinstance(level, bool)
+    if not is_number or not abs(level) < MAX_LEVEL or level != int(level):
         raise PairFault("malformed_record", f"The alignment level is {level!r}, no integer.")
     return int(level)
 

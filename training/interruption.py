@@ -1,6 +1,7 @@
 """Stopping a run from outside, with a checkpoint."""
 
 import signal
+import threading
 
 import torch
 import torch.distributed as dist
@@ -27,7 +28,8 @@ class StopOnSignal(TrainerCallback):
         self._handlers: dict[int, object] = {}
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self._handlers = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        if threading.current_thread() is threading.main_thread():  # Python gives signals to no other
+            self._handlers = {number: signal.signal(number, self._receive) for number in SIGNALS}
 
     def _receive(self, number, frame):
         name = signal.Signals(number).name

@@ -9,6 +9,7 @@ Also for adapters that were trained on a language model in 4 bits: they are fold
 """
 
 import logging
+from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from transformers import AutoProcessor, HfArgumentParser
 from aligngpt import AlignGPTForConditionalGeneration, AlignGPTProcessor
 from aligngpt.processing.atomic_output import new_folder
 from aligngpt.training.model_card import StageRecord, write_model_card
+from aligngpt.training.stages import UNQUANTIZED_MODULES
 
 
 logger = logging.getLogger(__name__)
@@ -42,13 +44,17 @@ def load_adapter(adapter: str, base: str | None = None, **options) -> tuple[Peft
     Args:
         adapter (`str`): folder or Hub id.
         base (`str`, *optional*): folder or Hub id of the base, if it is not where the adapter says.
-        options: of `from_pretrained`, for the base; e.g. `quantization_config` to serve a base in 4 bits.
+        options: of `from_pretrained`, for the base; e.g. `quantization_config` to serve a base in 4 bits, where only
+            the language model's blocks are quantised, as in training.
 
     Raises:
         ValueError: if the adapter has weights for which the base has no place, or the other way round: it would load,
             and do nothing.
     """
     config = PeftConfig.from_pretrained(adapter)
+    if getattr(options.get("quantization_config"), "llm_int8_skip_modules", ()) is None:
+        options["quantization_config"] = copy(options["quantization_config"])
+        options["quantization_config"].llm_int8_skip_modules = UNQUANTIZED_MODULES
     model = AlignGPTForConditionalGeneration.from_pretrained(base or config.base_model_name_or_path, **options)
     # All in the precision of the base: nobody has to ask for autocast
     model = PeftModel.from_pretrained(model, adapter, autocast_adapter_dtype=False)

@@ -14,6 +14,8 @@ from typing import Any
 
 import yaml
 from huggingface_hub import ModelCard, ModelCardData, parse_eval_result_entries
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from transformers import HfArgumentParser
 from transformers.utils import cached_file
 from trl import ModelConfig
@@ -87,7 +89,7 @@ class StageRecord:
     ) -> "StageRecord":
         """This record with one more stage."""
         values = asdict(training_args)
-        hyperparameters = {name: values[name] for name in HYPERPARAMETERS if values[name] not in (None, -1, False)}
+        hyperparameters = {name: values[name] for name in HYPERPARAMETERS if values[name] not in (None, -1)}
         hyperparameters["global_batch_size"] = (
             training_args.per_device_train_batch_size
             * training_args.gradient_accumulation_steps
@@ -134,15 +136,16 @@ def write_model_card(
         hub_model_id (`str`, *optional*): the repository that the snippet loads; by default the folder's name.
         out (`str`, *optional*): file to write to instead.
     """
-    last, is_adapter = record.stages[-1], Path(folder, "adapter_config.json").is_file()
+    last = record.stages[-1]
+    is_adapter = last["adapter"] and not Path(folder, "config.json").is_file()  # which a merged one has
     all_bases = list(dict.fromkeys(name for stage in record.stages for name in stage["base_models"]))
     # The metadata is checked by the Hub, which knows repositories, not folders
-    repositories = [name for name in (last["base_models"] if is_adapter else all_bases) if name.count("/") == 1]
+    repositories = [name for name in (last["base_models"] if is_adapter else all_bases) if _is_repository(name)]
     data = ModelCardData(
         library_name="peft" if is_adapter else "transformers",
         pipeline_tag="image-text-to-text",
         base_model=repositories or None,
-        datasets=[stage["data"] for stage in record.stages if stage["data"].count("/") == 1] or None,
+        datasets=[stage["data"] for stage in record.stages if _is_repository(stage["data"])] or None,
         tags=["aligngpt", "trl", "lora" if is_adapter else "custom_code"],
     )
     template = files(__package__).joinpath("model_card_template.md")
@@ -171,9 +174,17 @@ def _read_results(folder: Path) -> list[tuple[str, str, Any]]:
     return [(entry.dataset_id, entry.task_id, entry.value) for entry in entries]
 
 
+def _is_repository(name: str) -> bool:
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return name.count("/") == 1
+
+
 def _without_folders(name: str) -> str:
     """A Hub id as it is; of a path only the last part: what lies above is nobody's business."""
-    is_path = os.path.exists(name) or name.startswith((".", "/", "~")) or name.count("/") > 1
+    is_path = os.path.exists(name) or name.startswith((".", "/", "~")) or not _is_repository(name)
     return Path(name).name if is_path else name
 
 

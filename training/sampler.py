@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import torch
 from torch.utils.data import Sampler
+from transformers import TrainerCallback
 
 
 class ModalityLengthSampler(Sampler[int]):
@@ -32,7 +33,7 @@ class ModalityLengthSampler(Sampler[int]):
         return len(self.lengths)
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by accelerate's data loader."""
+        """Which order to draw."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
@@ -53,3 +54,13 @@ class ModalityLengthSampler(Sampler[int]):
             groups.insert(0, groups.pop(longest))
         yield from (row for group in groups for row in group.tolist())
         yield from rest
+
+
+class TellEpoch(TrainerCallback):
+    """Tells a sampler the epoch: on several processes, after a resumption, accelerate's data loader does not."""
+
+    def __init__(self, sampler: ModalityLengthSampler):
+        self.sampler = sampler
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.sampler.set_epoch(int(state.epoch or 0))

@@ -33,14 +33,21 @@ from aligngpt.training.check import check_data
 from aligngpt.training.collator import AlignGPTDataCollator
 from aligngpt.training.data import load_datasets
 from aligngpt.training.model_card import StageRecord
-from aligngpt.training.stages import ablate, get_lora_config, get_trained_modules, select_trainable
+from aligngpt.training.stages import ablate, check_adapter, get_lora_config, get_trained_modules, select_trainable
 from aligngpt.training.trainer import AlignGPTTrainer, finish, load_checkpoint
 
 
 def main(
     data_args: DataArguments, ablation_args: AblationArguments, training_args: StageConfig, model_args: ModelConfig
 ) -> AlignGPTTrainer:
-    """Trains and saves a stage-2 model, or with `use_peft` an adapter; returns the trainer."""
+    """
+    Trains and saves a stage-2 model, or with `use_peft` an adapter; returns the trainer.
+
+    Raises:
+        ValueError: if an adapter is asked for that would be another one when loaded.
+    """
+    if model_args.use_peft:
+        check_adapter(ablation_args, training_args, model_args)
     set_seed(training_args.seed)
     model, processor = load_checkpoint(model_args)
     ablate(model, ablation_args)

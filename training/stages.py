@@ -1,15 +1,18 @@
 """What each training stage trains. The one place that says so; scripts and tests use it."""
 
+import os
 import re
+from contextlib import nullcontext
 from typing import Literal
 
 import torch
 from peft import LoraConfig
 from torch import nn
+from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import ModelConfig
 
 from aligngpt import AlignGPTForConditionalGeneration
-from aligngpt.training.arguments import AblationArguments
+from aligngpt.training.arguments import AblationArguments, StageConfig
 
 
 TRAINED_MODULES = {
@@ -88,7 +91,33 @@ def ablate(model: AlignGPTForConditionalGeneration, args: AblationArguments) -> 
         if getattr(args, name) is not None:
             setattr(model.config, name, getattr(args, name))
     if args.random_alignment_embeddings:
-        nn.init.xavier_uniform_(model.model.alignment_embeddings.weight)
+        weight, gathered = model.model.alignment_embeddings.weight, nullcontext()
+        if is_deepspeed_zero3_enabled():  # every process has a part of it
+            import deepspeed
+
+            gathered = deepspeed.zero.GatheredParameters(weight, modifier_rank=0)
+        with gathered:
+            if weight.numel():
+                nn.init.xavier_uniform_(weight)
+
+
+def check_adapter(ablation_args: AblationArguments, training_args: StageConfig, model_args: ModelConfig) -> None:
+    """
+    Whether an adapter will be loaded as it was trained: it holds weights, and is put on its base by the base's name.
+
+    Raises:
+        ValueError: if an ablation changes the base, or the adapter is to be pushed and the base is a folder.
+    """
+    if ablation_args != AblationArguments():
+        raise ValueError(
+            "An adapter does not hold the ablation's configuration, and would be loaded on the base without it: set "
+            "alignment_mode or alignment_gate_text in the base's config.json, or train without use_peft."
+        )
+    if training_args.push_to_hub and os.path.isdir(model_args.model_name_or_path or ""):
+        raise ValueError(
+            f"Nobody else can load an adapter of the folder {model_args.model_name_or_path}: push the base first and "
+            "name it by its Hub id, or push what `aligngpt merge` writes."
+        )
 
 
 def get_lora_config(
@@ -102,9 +131,10 @@ def get_lora_config(
     if not model_args.use_peft:
         return None
     blocks = model.model.language_model.layers
-    leaves = model_args.lora_target_modules or sorted(
-        {name for name, module in blocks[0].named_modules() if isinstance(module, nn.Linear)}
-    )
+    leaves = model_args.lora_target_modules
+    leaves = [leaves] if isinstance(leaves, str) else leaves  # TRL makes a string of a list of one
+    if not leaves or leaves == ["all-linear"]:
+        leaves = sorted({name for name, module in blocks[0].named_modules() if isinstance(module, nn.Linear)})
     # "all-linear" and bare suffixes would also adapt the vision tower, the projector and the gate
     target = r".*\.language_model\.layers\.\d+\.(.*\.)?(" + "|".join(map(re.escape, leaves)) + ")"
     adapted = ("model.language_model", "lm_head")

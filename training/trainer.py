@@ -5,11 +5,13 @@ module, what the gate does in the logs, and runs that stop when they have to.
 
 import sys
 import time
+from collections import Counter
 from typing import Any
 
 import datasets
 import psutil
 import torch
+from peft import PeftModel
 from transformers import AutoProcessor
 from transformers.utils import logging
 from trl import ModelConfig, SFTTrainer, get_quantization_config
@@ -17,7 +19,7 @@ from trl import ModelConfig, SFTTrainer, get_quantization_config
 from aligngpt import AlignGPTForConditionalGeneration, AlignGPTProcessor
 from aligngpt.training.interruption import StopOnSignal
 from aligngpt.training.model_card import StageRecord, write_model_card
-from aligngpt.training.sampler import ModalityLengthSampler
+from aligngpt.training.sampler import ModalityLengthSampler, TellEpoch
 from aligngpt.training.stages import UNQUANTIZED_MODULES, hold_trained_in_float32
 
 
@@ -74,9 +76,11 @@ class AlignGPTTrainer(SFTTrainer):
         self.record = record
         self.stop_on_signal = StopOnSignal()
         self.add_callback(self.stop_on_signal)
+        self.loaded_dtype = self.model.dtype
         if not self.is_deepspeed_enabled:  # which keeps a copy in float32 of its own
             hold_trained_in_float32(self.model, autocast=training_args.bf16 or training_args.fp16)
         self._step_rows: list[str] = []
+        self._row_counts = {"train": Counter(), "eval": Counter()}
         self._reset_interval()
         base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         self.model.register_forward_hook(self._keep_losses)
@@ -87,20 +91,21 @@ class AlignGPTTrainer(SFTTrainer):
     def _set_signature_columns_if_needed(self):
         # Columns that TRL does not know would vanish before the collator sees them
         super()._set_signature_columns_if_needed()
-        extra = ["id", "alignment_level", "length", "fault"]
+        extra = ["id", "alignment_level", "num_images", "length", "fault"]
         self._signature_columns = [*dict.fromkeys([*self._signature_columns, *extra])]
 
     def _get_train_sampler(self, train_dataset=None):
         train_dataset = self.train_dataset if train_dataset is None else train_dataset
         if not self.args.group_by_modality_length:
             return super()._get_train_sampler(train_dataset)
-        table = train_dataset.with_format("arrow")
-        return ModalityLengthSampler(
-            lengths=table["length"].to_pylist(),
-            has_images=[bool(images) for images in _list_lengths(table["images"])],
+        sampler = ModalityLengthSampler(
+            lengths=train_dataset["length"][:],
+            has_images=[count > 0 for count in train_dataset["num_images"]],
             group_size=self.args.train_batch_size * self.args.world_size,
             seed=self.args.data_seed or self.args.seed,
         )
+        self.add_callback(TellEpoch(sampler))
+        return sampler
 
     # Optimisation
 
@@ -119,27 +124,31 @@ class AlignGPTTrainer(SFTTrainer):
         return optimizer
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        rows = inputs.pop("row_ids", [])
-        lists = {name: inputs.pop(name, []) for name in ROW_LISTS}
+        rows, mode = inputs.pop("row_ids", []), "train" if self.model.training else "eval"
+        for name in ROW_LISTS:
+            affected = inputs.pop(name, [])
+            self._row_counts[mode][name] += len(affected)
+            if affected:
+                logger.warning(f"Step {self.state.global_step + 1}, {mode}: {name.replace('_', ' ')}: {affected}")
+        if num_items_in_batch is not None and not num_items_in_batch:
+            raise ValueError(
+                f"Step {self.state.global_step + 1} has no token to train on: all its rows were skipped. Among them: "
+                f"{rows}. Is the image folder the right one? `--check` tells what is wrong with the data."
+            )
         result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         loss = result[0] if return_outputs else result
-        if not self.model.training:
-            return result
-        if not torch.isfinite(loss):
-            raise FloatingPointError(
-                f"The loss of step {self.state.global_step + 1} is {loss.item()}, on the batch of rows {rows}. Look "
-                "at them with `aligngpt inspect`; a lower learning rate, or bf16 instead of fp16, may be the cure."
-            )
-        self._step_rows += rows
-        for name, affected in lists.items():
-            self._counts[name] += len(affected)
-            if affected:
-                logger.warning(f"Step {self.state.global_step + 1}: {name.replace('_', ' ')}: {affected}")
-        self._count_levels(inputs.get("alignment_levels"))
+        if mode == "train":
+            if not torch.isfinite(loss):
+                raise FloatingPointError(
+                    f"The loss of step {self.state.global_step + 1} is {loss.item()}, on the batch of rows {rows}. "
+                    "Look at them with `aligngpt inspect`; a lower learning rate, or bf16 instead of fp16, may help."
+                )
+            self._step_rows += rows
+            self._count_levels(inputs.get("alignment_levels"))
         return result
 
-    def _clip_grad_norm(self, model):
-        norm = super()._clip_grad_norm(model)
+    def _get_grad_norm(self, model, grad_norm=None):
+        norm = super()._get_grad_norm(model, grad_norm)
         scaler = self.accelerator.scaler  # which leaves out steps with infinite gradients, and lowers the scale
         if scaler is None and norm is not None and not torch.isfinite(torch.as_tensor(norm)).all():
             raise FloatingPointError(
@@ -152,7 +161,6 @@ class AlignGPTTrainer(SFTTrainer):
 
     def _reset_interval(self) -> None:
         num_levels = self.model.config.num_alignment_levels
-        self._counts = dict.fromkeys(ROW_LISTS, 0)
         self._level_sums = torch.zeros(2, num_levels, device=self.args.device)  # loss, tokens
         self._gate_sums = torch.zeros(num_levels + 1, device=self.args.device)  # weights, entropy, rows
         self._interval_start, self._interval_tokens = time.perf_counter(), self._total_train_tokens
@@ -178,21 +186,28 @@ class AlignGPTTrainer(SFTTrainer):
         if self.model.training and "loss" in logs:
             logs.update(self._summarise_interval())
             self._reset_interval()
+        logs.update(self._summarise_rows())
         super().log(logs, start_time)
 
+    def _summarise_rows(self) -> dict[str, int]:
+        """How many rows of all processes were not trained on as they are, since the last log."""
+        mode = "train" if self.model.training else "eval"
+        counts = torch.tensor([float(self._row_counts[mode][name]) for name in ROW_LISTS], device=self.args.device)
+        self._row_counts[mode].clear()
+        prefix = "eval_" if mode == "eval" else ""
+        counts = zip(ROW_LISTS, self.accelerator.reduce(counts, "sum").tolist(), strict=True)
+        return {prefix + name: int(count) for name, count in counts if count}
+
     def _summarise_interval(self) -> dict[str, float]:
-        counts = torch.tensor([float(self._counts[name]) for name in ROW_LISTS], device=self.args.device)
-        sums = torch.cat([self._level_sums.flatten(), self._gate_sums, counts])
-        sums = self.accelerator.reduce(sums, "sum").tolist()
+        sums = self.accelerator.reduce(torch.cat([self._level_sums.flatten(), self._gate_sums]), "sum").tolist()
         num_levels = self.model.config.num_alignment_levels
         losses, tokens = sums[:num_levels], sums[num_levels : 2 * num_levels]
-        *weights, entropy, num_rows = sums[2 * num_levels : 3 * num_levels + 1]
+        *weights, entropy, num_rows = sums[2 * num_levels :]
         seconds = time.perf_counter() - self._interval_start
         metrics = {f"loss_level_{i}": loss / n for i, (loss, n) in enumerate(zip(losses, tokens, strict=True)) if n}
         if num_rows:
             metrics |= {f"gate_weight_{index}": weight / num_rows for index, weight in enumerate(weights)}
             metrics["gate_entropy"] = entropy / num_rows
-        metrics |= {name: int(count) for name, count in zip(ROW_LISTS, sums[-3:], strict=True) if count}
         metrics["tokens_per_second"] = (self._total_train_tokens - self._interval_tokens) / seconds
         is_cuda = self.args.device.type == "cuda"
         memory = torch.cuda.max_memory_allocated() if is_cuda else psutil.Process().memory_info().rss
@@ -223,14 +238,13 @@ def finish(trainer: AlignGPTTrainer) -> None:
     if number is not None:
         trainer.end()
         sys.exit(128 + number)
+    whole = not (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled or isinstance(trainer.model, PeftModel))
+    if whole:  # checkpoints go on in float32; the result is of the size that its configuration tells
+        trainer.model.to(trainer.loaded_dtype)
     trainer.create_model_card()
     trainer.save_model(trainer.args.output_dir)  # and pushes
     trainer.create_model_card()  # peft wrote one of its own
     trainer.end()
-
-
-def _list_lengths(column) -> list[int]:
-    return [len(images) if images is not None else 0 for images in column.to_pylist()]
 
 
 def _split_groups(optimizer: torch.optim.Optimizer, parameter_ids: set[int], learning_rate: float) -> None:

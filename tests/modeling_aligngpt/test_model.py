@@ -102,6 +102,18 @@ def test_an_all_text_batch_trains_with_the_vision_side_in_the_graph(model, proce
             assert parameter.grad is not None and not parameter.grad.any(), name
 
 
+def test_a_frozen_tower_is_not_in_the_graph_whatever_checkpointing_asks_for(model, processor, rows):
+    inputs = processor(images=rows[0][1], text=rows[0][0], return_tensors="pt")
+    model.train()
+    model.gradient_checkpointing_enable()
+    model.enable_input_require_grads()
+    for is_frozen in (True, False):
+        model.model.vision_tower.requires_grad_(not is_frozen)
+        features = model.model.get_image_features(inputs["pixel_values"], return_dict=True)
+        assert features.hidden_states[-2].requires_grad == (not is_frozen)
+        assert features.pooler_output[0].requires_grad, "the projector's part"
+
+
 @pytest.mark.parametrize("mode", ["adaptive", "local", "average", "global"])
 @pytest.mark.parametrize("levels", [False, True])
 def test_an_all_text_batch_runs_the_modules_of_one_with_images_in_the_same_order(model, processor, rows, mode, levels):

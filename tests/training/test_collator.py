@@ -181,6 +181,11 @@ def test_a_batch_without_targets_is_an_error_that_names_the_rows(processor):
         collator([CONVERSATIONS[0][0]])
 
 
+def test_a_batch_without_targets_is_reported_where_bad_rows_are_skipped(processor):
+    batch = AlignGPTDataCollator(processor, max_length=12, on_bad_row="skip")([CONVERSATIONS[0][0]])
+    assert batch["rows_without_target"] == ["r"] and (batch["labels"] == -100).all()
+
+
 def test_a_row_without_targets_among_others_is_reported(processor):
     batch = AlignGPTDataCollator(processor)([row((U, "Blue?"), id="unanswered"), CONVERSATIONS[0][0]])
     assert batch["rows_without_target"] == ["unanswered"]

@@ -1,11 +1,13 @@
 """Records to rows: which forms are read, and what becomes of those that cannot be."""
 
 import json
+from itertools import islice
 
 import datasets
 import pytest
 
-from aligngpt.training.data import load_training_data
+from aligngpt.training.arguments import DataArguments, StageConfig
+from aligngpt.training.data import load_datasets, load_training_data
 
 
 RECORDS = [
@@ -42,6 +44,7 @@ def test_the_three_kinds_of_records_and_ids_of_both_types_become_rows(tmp_path, 
         "images": ["a.png"],
         "messages": [message("user", "", 1), message("assistant", "a cat")],
         "alignment_level": 3,
+        "num_images": 1,
         "length": 5,
         "fault": "",
     }
@@ -61,6 +64,18 @@ def test_images_stay_in_the_turn_that_has_their_placeholder(tmp_path):
     row = load_training_data(write_json(tmp_path / "data.json", [record]))[0]
     assert [turn["num_images"] for turn in row["messages"]] == [0, 0, 2, 0]
     assert row["messages"][2]["content"] == "Same?"
+
+
+def test_a_placeholder_in_an_answer_is_a_word_of_it(tmp_path):
+    turns = [("human", "<image>\nWhich token?"), ("gpt", "It is <image>.")]
+    record = {"image": "a.png", "conversations": [{"from": who, "value": text} for who, text in turns]}
+    row = load_training_data(write_json(tmp_path / "data.json", [record]))[0]
+    assert row["messages"] == [message("user", "Which token?", 1), message("assistant", "It is <image>.")]
+
+
+def test_an_empty_image_is_none(tmp_path):
+    record = {"image": "", "messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
+    assert load_training_data(write_json(tmp_path / "data.json", [record]))[0]["images"] == []
 
 
 def test_a_dataset_of_messages_and_images_of_the_hub_s_form_is_read(tmp_path, make_image):
@@ -112,12 +127,36 @@ def test_a_file_that_changed_is_read_anew(tmp_path):
     assert len(load_training_data(write_json(path, RECORDS[:2]))) == 2
 
 
-def test_streamed_rows_are_shuffled_by_the_seed(tmp_path):
+def test_a_file_that_changed_in_its_middle_alone_is_read_anew(tmp_path):
+    rows = [{"id": i, "image": f"{i}.png", "caption": "cat " * 10} for i in range(5000)]
+    path = tmp_path / "data.json"
+    load_training_data(write_json(path, rows))
+    rows[2500]["image"] = "2500.jpg"
+    assert load_training_data(write_json(path, rows))[2500]["images"] == ["2500.jpg"]
+
+
+def test_streamed_rows_are_shuffled_by_the_seed_without_an_end(tmp_path):
     path = write_json(tmp_path / "data.json", [{"id": i, "image": "a.png", "caption": "cat"} for i in range(50)])
 
-    def ids(**options):
-        return [int(row["id"]) for row in load_training_data(path, streaming=True, **options)]
+    def ids(seed, count):
+        data_args = DataArguments(train_file=path, streaming=True, shuffle_buffer_size=50)
+        training_args = StageConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, seed=seed)
+        rows = load_datasets(data_args, training_args)["train_dataset"]
+        return [int(row["id"]) for row in islice(rows, count)]
 
-    assert ids() == list(range(50))
-    assert ids(shuffle_seed=1) == ids(shuffle_seed=1) != ids(shuffle_seed=2)
-    assert sorted(ids(shuffle_seed=1)) == list(range(50))
+    assert ids(1, 120) == ids(1, 120) != ids(2, 120)
+    assert sorted(set(ids(1, 150))) == list(range(50))
+
+
+@pytest.mark.parametrize("level", ["NaN", "Infinity", "1e30", "2.5", '"3"', "true"])
+def test_a_level_that_is_none_is_a_fault_of_its_row(tmp_path, level):
+    path = tmp_path / "data.jsonl"
+    path.write_text(f'{{"id": "x", "image": "a.png", "caption": "cat", "alignment_level": {level}}}\n')
+    assert load_training_data(str(path), on_bad_row="keep")["fault"][0].startswith("malformed_record: The alignment")
+
+
+def test_half_characters_in_a_text_do_not_end_the_reading(tmp_path):
+    path = tmp_path / "data.jsonl"
+    path.write_text('{"id": "\\ud83d", "image": "a.png", "caption": "a cat \\ud83d"}\n')
+    (row,) = load_training_data(str(path))
+    assert row["id"] == "?" and row["messages"][1]["content"] == "a cat ?"

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 import torch
@@ -20,9 +21,10 @@ from aligngpt.training.collator import AlignGPTDataCollator
 torch.set_num_threads(1)
 module, out, arguments = sys.argv[1], sys.argv[2], sys.argv[3:]
 original = AlignGPTDataCollator.torch_call
-seen = []
+seen, ids = [], []
 def torch_call(self, rows):
     seen.append([bool(row["images"]) for row in rows])
+    ids.append([row["id"] for row in rows])
     return original(self, rows)
 AlignGPTDataCollator.torch_call = torch_call
 groups = {"pretrain": (DataArguments, ComposeArguments), "sft": (DataArguments, AblationArguments)}[module]
@@ -32,7 +34,7 @@ trainer = main(*parser.parse_args_and_config(args=find_recipe(arguments)))
 rank = trainer.args.process_index
 parameters = {name: p.detach() for name, p in trainer.model.named_parameters() if p.requires_grad}
 logs = [log for log in trainer.state.log_history if "loss" in log]
-result = {"parameters": parameters, "logs": logs, "seen": seen, "world_size": trainer.args.world_size}
+result = {"parameters": parameters, "logs": logs, "seen": seen, "ids": ids, "world_size": trainer.args.world_size}
 torch.save(result, f"{out}/{rank}.pt")
 """
 
@@ -122,11 +124,31 @@ def test_two_processes_one_without_images_end_with_the_parameters_of_one(
         )
 
 
-def test_two_processes_stream_different_rows(data, mixed, stage_1, tmp_path):
-    arguments = ["--model_name_or_path", stage_1, "--streaming", "true", "--shuffle_buffer_size", 24]
-    first, second = run_stage("sft", tmp_path / "two", 2, data, mixed, *arguments)
-    assert torch.equal(first["parameters"]["lm_head.weight"], second["parameters"]["lm_head.weight"])
-    assert sum(sum(batch) for batch in first["seen"] + second["seen"]) == 12, "every row with an image came once"
+def test_two_processes_stream_every_row_equally_often_from_files_of_unequal_size(data, mixed, stage_1, tmp_path):
+    lines = mixed.read_text().splitlines(keepends=True)
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "a.jsonl").write_text("".join(lines[:3]))
+    (tmp_path / "files" / "b.jsonl").write_text("".join(lines[3:]))
+    arguments = ["--model_name_or_path", stage_1, "--streaming", "true", "--shuffle_buffer_size", 1]
+    arguments += ["--gradient_accumulation_steps", 2, "--train_file", f"{tmp_path}/files/*.jsonl"]
+    results = run_stage("sft", tmp_path / "two", 2, data, mixed, *arguments)  # 3 x 2 x 2 batches of 4: twice all
+    assert torch.equal(*(result["parameters"]["lm_head.weight"] for result in results))
+    counts = Counter(row for result in results for batch in result["ids"] for row in batch)
+    assert counts == {str(index): 2 for index in range(24)}
+
+
+def test_two_processes_with_grouped_rows_go_on_in_the_second_epoch(data, mixed, stage_1, tmp_path):
+    arguments = ["--model_name_or_path", stage_1, "--resume_from_checkpoint", "latest", "--save_strategy", "steps"]
+    arguments += ["--save_steps", 4, "--max_steps", 6, "--group_by_modality_length", "true"]
+    whole = run_stage("sft", tmp_path / "whole", 2, data, mixed, *arguments)
+    shutil.rmtree(tmp_path / "whole" / "out" / "checkpoint-6")
+    again = run_stage("sft", tmp_path / "whole", 2, data, mixed, *arguments)
+    for before, after in zip(whole, again, strict=True):
+        assert len(before["ids"]) == 6 and after["ids"][-2:] == before["ids"][-2:], (
+            "3 steps an epoch: it is the second"
+        )
+        for name, parameter in before["parameters"].items():
+            torch.testing.assert_close(parameter, after["parameters"][name], atol=1e-6, rtol=1e-5)
 
 
 SHARDED = """
@@ -197,6 +219,7 @@ if sharding != "none":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sharding", ["fsdp2", "zero2", "zero3"])
 @pytest.mark.parametrize("stage", ["pretrain", "sft"])
 def test_sharded_over_two_processes_one_without_images_the_losses_are_those_of_one(

@@ -12,7 +12,6 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndByte
 
 from aligngpt.__main__ import main
 from aligngpt.training.merge import load_adapter
-from aligngpt.training.stages import UNQUANTIZED_MODULES
 
 
 LORA = ["--use_peft", "true", "--lora_r", "4", "--lora_dropout", "0"]
@@ -140,7 +139,6 @@ def test_a_base_in_4_bits_is_served_with_the_adapter(quantized_adapter, stage_1,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
-        llm_int8_skip_modules=UNQUANTIZED_MODULES,
     )
     served, _ = load_adapter(str(folder), quantization_config=config, dtype=torch.bfloat16, device_map="cpu")
     with torch.autocast("cpu", torch.bfloat16):  # the run's model holds what it trained in float32
@@ -164,3 +162,20 @@ def test_other_targets_are_leaves_of_the_language_model(run_sft, stage_1, tmp_pa
     names = {name for name in load_file(tmp_path / "adapter_model.safetensors") if ".lora_" in name}
     assert len(names) == 2 * 2 * 2
     assert all(".language_model.layers." in name and ("q_proj" in name or "v_proj" in name) for name in names)
+
+
+def test_one_target_is_a_target(run_sft, stage_1, tmp_path):
+    run_sft(stage_1, tmp_path, *LORA, "--lora_target_modules", "q_proj")
+    names = {name for name in load_file(tmp_path / "adapter_model.safetensors") if ".lora_" in name}
+    assert len(names) == 2 * 2 and all(".language_model.layers." in name and "q_proj" in name for name in names)
+
+
+@pytest.mark.parametrize("flag", [("--alignment_mode", "average"), ("--random_alignment_embeddings", "true")])
+def test_an_adapter_of_an_ablation_is_refused_since_it_would_not_hold_it(run_sft, stage_1, tmp_path, flag):
+    with pytest.raises(ValueError, match="An adapter does not hold the ablation's configuration"):
+        run_sft(stage_1, tmp_path, *LORA, *flag)
+
+
+def test_pushing_an_adapter_whose_base_is_a_folder_is_refused_before_training(run_sft, stage_1, tmp_path):
+    with pytest.raises(ValueError, match="Nobody else can load an adapter of the folder"):
+        run_sft(stage_1, tmp_path, *LORA, "--push_to_hub", "true")

@@ -8,9 +8,11 @@ import sys
 import pytest
 import yaml
 from huggingface_hub import ModelCard
+from transformers import TrainerCallback
 
 from aligngpt.__main__ import main
 from aligngpt.training.model_card import StageRecord
+from aligngpt.training.trainer import AlignGPTTrainer
 
 from ..hub_server import LoopbackHub  # noqa: TID252
 
@@ -89,6 +91,30 @@ EXAMPLE_STAGE = {
     "hyperparameters": {"learning_rate": 1e-3},
     "versions": {"aligngpt": "0.1.0"},
 }
+
+
+def test_the_card_of_an_adapter_says_so_from_the_first_checkpoint_on(run_sft, both_stages, tmp_path):
+    cards = []
+
+    class Read(TrainerCallback):
+        def on_save(self, args, state, control, **kwargs):
+            cards.append(read_card(tmp_path)[1].library_name)
+
+    arguments = ["--use_peft", "true", "--lora_r", "2", "--save_strategy", "steps", "--save_steps", "1"]
+    original = AlignGPTTrainer.train
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            AlignGPTTrainer, "train", lambda self, **options: (self.add_callback(Read()), original(self, **options))
+        )
+        run_sft(both_stages.parent / "stage1", tmp_path, *arguments)
+    assert cards == ["peft"] * 3 and read_card(tmp_path)[1].library_name == "peft"
+
+
+def test_settings_that_are_zero_are_told_and_globs_are_no_data_sets(run_sft, both_stages, data, tmp_path):
+    run_sft(both_stages.parent / "stage1", tmp_path, "--train_file", f"{data}/chats*.jsonl", "--seed", "0")
+    text, metadata = read_card(tmp_path)
+    assert "| weight_decay | 0.0 |" in text and "| seed | 0 |" in text
+    assert metadata.datasets is None and "`chats*.jsonl`" in text
 
 
 def test_published_results_come_into_the_card(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -122,6 +123,23 @@ def test_a_signal_saves_a_checkpoint_and_exits(name, data, stage_1, tmp_path):
     assert not (tmp_path / "model.safetensors").exists(), "a stopped run is not a finished one"
 
 
+@pytest.mark.slow
+def test_a_streamed_run_goes_on_in_its_second_pass(data, stage_1, tmp_path):
+    arguments = ["--image_folder", data, "--train_file", data / "chats.jsonl", "--model_name_or_path", stage_1]
+    arguments += ["--streaming", "true", "--shuffle_buffer_size", "5", "--per_device_train_batch_size", "4"]
+    outputs = []
+    for _ in range(2):
+        process = start("sft", tmp_path, arguments)
+        outputs.append(process.communicate()[0])
+        assert process.returncode == 0, outputs[-1]
+        losses = read_losses(tmp_path)
+        shutil.rmtree(tmp_path / "checkpoint-6")
+        if len(outputs) == 1:
+            expected = losses
+    assert "step 5" in outputs[1] and "step 4\n" not in outputs[1], "12 rows are three steps: it is the second pass"
+    assert losses == expected
+
+
 def test_the_latest_checkpoint_is_the_last_complete_one(tmp_path):
     args = StageConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, resume_from_checkpoint="latest")
     assert find_checkpoint(args) is None
@@ -147,11 +165,12 @@ def poison(part):
     return Poison()
 
 
+@pytest.mark.parametrize("max_grad_norm", ["1", "0"])
 @pytest.mark.parametrize(
     ("part", "message"), [("loss", "The loss of step 2 is nan"), ("gradient", "gradients of step 2")]
 )
 def test_numbers_that_are_none_end_the_run_with_the_rows_of_the_batch(
-    part, message, run_pretrain, tmp_path, monkeypatch
+    part, message, max_grad_norm, run_pretrain, tmp_path, monkeypatch
 ):
     from aligngpt.training.trainer import AlignGPTTrainer
 
@@ -163,7 +182,7 @@ def test_numbers_that_are_none_end_the_run_with_the_rows_of_the_batch(
 
     monkeypatch.setattr(AlignGPTTrainer, "__init__", init)
     with pytest.raises(FloatingPointError, match=message) as error:
-        run_pretrain(tmp_path)
+        run_pretrain(tmp_path, "--max_grad_norm", max_grad_norm)
     rows = json.loads(str(error.value).partition("rows ")[2].partition("]")[0].replace("'", '"') + "]")
     assert len(rows) == 4 and set(rows) < {str(index) for index in range(12)}
 

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor, set_seed
 
 from aligngpt.composing import compose
+from aligngpt.processing.images import ImageFolderNeededError
 from aligngpt.training import sft
 from aligngpt.training.arguments import find_recipe
 
@@ -75,11 +77,14 @@ def test_both_outputs_load_through_the_auto_classes_and_answer(stage_1, stage_2,
 
 
 def test_in_bf16_what_trains_is_held_in_float32_and_learns(run_pretrain, tmp_path):
-    trainer = run_pretrain(tmp_path, "--dtype", "bfloat16", "--bf16", "true", "--learning_rate", "1e-6")
-    dtypes = {parameter.requires_grad: parameter.dtype for parameter in trainer.model.parameters()}
-    assert dtypes == {True: torch.float32, False: torch.bfloat16}
-    weight = trainer.model.model.multi_modal_projector.linear_1.weight
+    arguments = ["--dtype", "bfloat16", "--bf16", "true", "--learning_rate", "1e-6"]
+    run_pretrain(tmp_path, *arguments, "--save_strategy", "steps", "--save_steps", "3")
+    weights = load_file(tmp_path / "checkpoint-3" / "model.safetensors")
+    trained = {name for name, weight in weights.items() if weight.dtype == torch.float32}
+    assert trained and all("multi_modal_projector" in name or "alignment_embeddings" in name for name in trained)
+    weight = weights["multi_modal_projector.linear_1.weight"]
     assert not torch.equal(weight.bfloat16().float(), weight), "the steps are smaller than bf16 can tell apart"
+    assert {w.dtype for w in load_file(tmp_path / "model.safetensors").values()} == {torch.bfloat16}, "the result"
 
 
 def test_half_precision_without_autocast_is_refused(run_pretrain, tmp_path):
@@ -137,6 +142,27 @@ def test_broken_images_are_skipped_and_counted_in_the_logs(run_sft, stage_1, dat
     assert sum(log.get("skipped_rows", 0) for log in trainer.state.log_history) == 2
 
 
+def test_a_run_of_nothing_but_skipped_rows_ends(run_sft, stage_1, data, tmp_path):
+    records = [json.loads(line) | {"image": "nowhere.png"} for line in (data / "chats.jsonl").read_text().splitlines()]
+    path = tmp_path / "nowhere.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    with pytest.raises(ValueError, match="Step 1 has no token to train on: all its rows were skipped"):
+        run_sft(stage_1, tmp_path / "out", "--train_file", path, "--on_bad_row", "skip")
+
+
+def test_skipped_rows_of_an_evaluation_are_counted(run_sft, stage_1, data, tmp_path):
+    path = write_broken(data, tmp_path)
+    arguments = ["--eval_file", path, "--eval_strategy", "steps", "--eval_steps", "3", "--on_bad_row", "skip"]
+    trainer = run_sft(stage_1, tmp_path / "out", *arguments)
+    assert [log["eval_skipped_rows"] for log in trainer.state.log_history if "eval_loss" in log] == [2]
+
+
+def test_rows_skipped_after_the_last_log_are_counted_at_the_end(run_sft, stage_1, data, tmp_path):
+    arguments = ["--train_file", write_broken(data, tmp_path), "--on_bad_row", "skip", "--logging_steps", "20"]
+    trainer = run_sft(stage_1, tmp_path / "out", *arguments)
+    assert sum(log.get("skipped_rows", 0) for log in trainer.state.log_history) == 2
+
+
 def test_broken_images_end_a_run_otherwise(run_sft, stage_1, data, tmp_path):
     with pytest.raises(ValueError, match=r"row (1: truncated|2: missing)"):
         run_sft(stage_1, tmp_path / "out", "--train_file", write_broken(data, tmp_path))
@@ -169,6 +195,12 @@ def test_the_check_reports_every_row_and_trains_nothing(run_sft, stage_1, data, 
         "long": "too_long",
     }
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["data_check.json"]
+
+
+def test_the_check_without_an_image_folder_says_so(run_recipe, stage_1, data, tmp_path):
+    arguments = ["--model_name_or_path", stage_1, "--train_file", data / "chats.jsonl", "--output_dir", tmp_path]
+    with pytest.raises(ImageFolderNeededError):
+        run_recipe("sft_tiny_cpu", *arguments, "--check", "true")
 
 
 def test_the_check_of_good_data_ends_well(run_pretrain, tmp_path):
