@@ -15,7 +15,8 @@ from PIL import Image
 from aligngpt.processing import LevelCuts
 from aligngpt.processing.levels import LevelArguments, cut_corpus
 from aligngpt.processing.score import ScoreArguments, score_corpus
-from aligngpt.training.data import AlignGPTDataCollator, load_training_data
+from aligngpt.training.collator import AlignGPTDataCollator
+from aligngpt.training.data import load_training_data
 
 
 PAIRS = 41
@@ -232,11 +233,13 @@ def test_the_histogram_has_a_line_at_each_cut(cut, tmp_path):
 
 def test_stage_1_takes_the_output_as_it_is(cut, corpus, processor, tmp_path):
     rows = cut()
-    data = load_training_data(str(tmp_path / "levels"), str(corpus / "images"))
+    data = load_training_data(str(tmp_path / "levels"))
     assert [row["alignment_level"] for row in data] == [
         -1 if row["alignment_level"] is None else row["alignment_level"] for row in rows
     ]
-    collator = AlignGPTDataCollator(processor=processor, chat_template="plain", num_alignment_levels=8)
+    collator = AlignGPTDataCollator(
+        processor, chat_template="plain", num_alignment_levels=8, image_folder=str(corpus / "images")
+    )
     batch = collator([data[index] for index in (0, 9, 40)])  # the second is text-only
     assert batch["alignment_levels"].tolist() == [data[0]["alignment_level"], -1, data[40]["alignment_level"]]
     assert len(batch["pixel_values"]) == 2
@@ -254,7 +257,7 @@ def test_stage_1_takes_images_from_inside_the_output(cut, corpus, clip_scorer, p
     cut(scores=score(tmp_path / "pairs.parquet", clip_scorer, tmp_path / "inside"), num_levels=2)
     data = load_training_data(str(tmp_path / "levels"))
     for row, file in zip(data, files, strict=True):
-        np.testing.assert_array_equal(np.asarray(row["images"][0]), np.asarray(Image.open(file)))
+        assert row["images"][0]["bytes"] == file.read_bytes()
     batch = AlignGPTDataCollator(processor=processor, chat_template="plain", num_alignment_levels=2)(list(data))
     assert batch["alignment_levels"].bincount().tolist() == [5, 5] and len(batch["pixel_values"]) == 10
     with pytest.raises(ValueError, match="--to parquet"):
@@ -293,7 +296,7 @@ def test_datasets_loads_the_folder_as_what_it_is(cut, tmp_path):
 def test_stage_1_takes_llava_json_from_its_folder(cut, corpus, tmp_path):
     rows = cut()
     cut("json", to="llava-json")
-    data = load_training_data(str(tmp_path / "json"), str(corpus / "images"))
+    data = load_training_data(str(tmp_path / "json"))
     assert data["id"][:] == [row["id"] for row in rows]
 
 

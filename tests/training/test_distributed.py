@@ -103,7 +103,7 @@ def test_two_processes_save_a_checkpoint_and_go_on_from_it(data, mixed, stage_1,
             torch.testing.assert_close(parameter, result["parameters"][name], atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("module", ["pretrain", "sft"])
+@pytest.mark.parametrize("module", [pytest.param("pretrain", marks=pytest.mark.slow), "sft"])
 def test_two_processes_one_without_images_end_with_the_parameters_of_one(
     module, data, mixed, stage_1, vision_folder, text_folder, tmp_path
 ):
@@ -133,10 +133,12 @@ def test_two_processes_stream_every_row_equally_often_from_files_of_unequal_size
     arguments += ["--gradient_accumulation_steps", 2, "--train_file", f"{tmp_path}/files/*.jsonl"]
     results = run_stage("sft", tmp_path / "two", 2, data, mixed, *arguments)  # 3 x 2 x 2 batches of 4: twice all
     assert torch.equal(*(result["parameters"]["lm_head.weight"] for result in results))
-    counts = Counter(row for result in results for batch in result["ids"] for row in batch)
+    # Six batches each; the data loader reads one ahead
+    counts = Counter(row for result in results for batch in result["ids"][:6] for row in batch)
     assert counts == {str(index): 2 for index in range(24)}
 
 
+@pytest.mark.slow
 def test_two_processes_with_grouped_rows_go_on_in_the_second_epoch(data, mixed, stage_1, tmp_path):
     arguments = ["--model_name_or_path", stage_1, "--resume_from_checkpoint", "latest", "--save_strategy", "steps"]
     arguments += ["--save_steps", 4, "--max_steps", 6, "--group_by_modality_length", "true"]

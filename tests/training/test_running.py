@@ -69,7 +69,9 @@ def read_losses(folder):
     return {log["step"]: log["loss"] for log in history if "loss" in log}
 
 
-@pytest.mark.parametrize("kind", ["stage 1", "stage 2", "LoRA"])
+@pytest.mark.parametrize(
+    "kind", ["stage 2", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("stage 1", "LoRA"))]
+)
 def test_a_run_that_was_killed_goes_on_to_the_losses_of_one_that_was_not(
     kind, data, stage_1, vision_folder, text_folder, tmp_path
 ):
@@ -110,7 +112,9 @@ def test_a_run_that_was_killed_goes_on_to_the_losses_of_one_that_was_not(
         assert any("alignment_embeddings" in key for key in table), "checkpoints hold the alignment embeddings too"
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+@pytest.mark.parametrize(
+    "name", ["SIGTERM", *(pytest.param(name, marks=pytest.mark.slow) for name in ("SIGINT", "SIGUSR1"))]
+)
 def test_a_signal_saves_a_checkpoint_and_exits(name, data, stage_1, tmp_path):
     arguments = ["--image_folder", data, "--train_file", data / "chats.jsonl", "--model_name_or_path", stage_1]
     process = start("sft", tmp_path, [*arguments, "--save_steps", "100"], pause=0.5)
