@@ -149,8 +149,8 @@ class AlignGPTTrainer(SFTTrainer):
 
     def _get_grad_norm(self, model, grad_norm=None):
         norm = super()._get_grad_norm(model, grad_norm)
-        scaler = self.accelerator.scaler  # which leaves out steps with infinite gradients, and lowers the scale
-        if scaler is None and norm is not None and not torch.isfinite(torch.as_tensor(norm)).all():
+        # In fp16 steps with infinite gradients are left out, and the scale of the loss is lowered
+        if not self.args.fp16 and norm is not None and not torch.isfinite(torch.as_tensor(norm)).all():
             raise FloatingPointError(
                 f"The gradients of step {self.state.global_step + 1} are not finite, on rows {self._step_rows}."
             )
