@@ -25,32 +25,31 @@ ROWS_PER_BATCH = 16
 
 @dataclass
 class RowExaminer:
-    """Collates rows one by one, in a worker: `(id, fault or None, number of tokens, number of labels)` of each."""
+    """Collates rows one by one, in a worker: `(id, kind of fault, message, number of tokens, of labels)` of each."""
 
     collator: AlignGPTDataCollator
 
-    def __call__(self, rows: list[dict[str, Any]]) -> list[tuple[str, str | None, int, int]]:
+    def __call__(self, rows: list[dict[str, Any]]) -> list[tuple[str, str | None, str, int, int]]:
         torch.set_num_threads(1)
         return [self._examine(row) for row in rows]
 
-    def _examine(self, row: dict[str, Any]) -> tuple[str, str | None, int, int]:
-        name = str(row.get("id"))
+    def _examine(self, row: dict[str, Any]) -> tuple[str, str | None, str, int, int]:
+        name = row["id"]
         try:
-            batch = replace(self.collator, on_bad_row="fail")([row])
+            batch = replace(self.collator, on_bad_row="skip")([row])
         except ImageFolderNeededError:
             raise  # the command is at fault, not the row
         except ValueError as error:
-            text = str(error)
-            kind = (
-                text.partition(f"row {name}: ")[2].partition(": ")[0]
-                if text.startswith("Rows that cannot")
-                else "no_target"
-                if "no token to train on" in text
-                else "alignment_level"
-            )
-            return name, f"{kind}: {text}", 0, 0
-        fault = "too_long: It is cut; its first tokens are trained on." if batch["truncated_rows"] else None
-        return name, fault, int(batch["attention_mask"].sum()), int((batch["labels"] != -100).sum())
+            return name, "alignment_level", str(error), 0, 0
+        if batch["skipped_rows"]:
+            kind, _, message = batch["skipped_rows"][0].removeprefix(f"{name}: ").partition(": ")
+            return name, kind, message, 0, 0
+        kind, message = None, ""
+        if batch["rows_without_target"]:
+            kind, message = "no_target", "No token is trained on: there is no assistant turn, or it is cut off."
+        elif batch["truncated_rows"]:
+            kind, message = "too_long", f"It is cut at {self.collator.max_length} tokens, the rest is trained on."
+        return name, kind, message, int(batch["attention_mask"].sum()), int((batch["labels"] != -100).sum())
 
 
 def check_data(data_args: DataArguments, training_args: StageConfig, collator: AlignGPTDataCollator) -> int:
@@ -68,11 +67,10 @@ def check_data(data_args: DataArguments, training_args: StageConfig, collator: A
     )
     faults, totals, longest = [], Counter(), 0
     for batch in tqdm(loader, desc="Checking the data"):
-        for name, fault, num_tokens, num_labels in batch:
+        for name, kind, message, num_tokens, num_labels in batch:
             totals.update(rows=1, tokens=num_tokens, labels=num_labels)
             longest = max(longest, num_tokens)
-            if fault is not None:
-                kind, _, message = fault.partition(": ")
+            if kind is not None:
                 faults.append({"id": name, "kind": kind, "message": message})
     kinds = dict(Counter(fault["kind"] for fault in faults))
     report = {**totals, "longest_row": longest, "kinds": kinds, "faults": faults}

@@ -41,7 +41,8 @@ class AlignGPTDataCollator(DataCollatorMixin):
     Returns:
         the processor's inputs; `labels` (B, L), -100 but in what the assistant says, the token included that ends its
         turn; in stage 1 `alignment_levels` (B,); and lists that the trainer takes out: `row_ids`, and of rows that
-        were not trained on as they are, `skipped_rows`, `truncated_rows`, `rows_without_target`.
+        were not trained on as they are, `skipped_rows` (id, kind of fault and message), `truncated_rows`,
+        `rows_without_target`.
 
     Raises:
         ValueError: if a level is missing or out of range; and with `on_bad_row="fail"`, if a row is bad, or no row of
@@ -85,7 +86,7 @@ class AlignGPTDataCollator(DataCollatorMixin):
             **batch,
             "labels": labels,
             "row_ids": names,
-            "skipped_rows": [f"{names[index]} ({fault.kind})" for index, fault in faults.items()],
+            "skipped_rows": [f"{names[index]}: {fault.kind}: {fault}" for index, fault in faults.items()],
             "truncated_rows": [names[index] for index in truncated],
             "rows_without_target": without_target,
         }

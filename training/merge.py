@@ -67,6 +67,8 @@ def load_adapter(adapter: str, base: str | None = None, **options) -> tuple[Peft
 
 def main(arguments: list[str]) -> None:
     """The command `aligngpt merge`."""
+    if arguments and not arguments[0].startswith("-"):
+        arguments = ["--adapter", *arguments]
     parser = HfArgumentParser(MergeArguments, prog="aligngpt merge", description=__doc__.split("\n\n")[0])
     (args,) = parser.parse_args_into_dataclasses(arguments)
     with new_folder(args.out) as folder:

@@ -1,7 +1,7 @@
 """
 The model card of a training run, and the record of all stages from which it is written.
 
-`aligngpt card --model aligngpt-7b` writes it anew, for instance when there are results in `.eval_results/*.yaml`.
+`aligngpt card aligngpt-7b` writes it anew, for instance when there are results in `.eval_results/*.yaml`.
 """
 
 import json
@@ -199,6 +199,8 @@ class CardArguments:
 
 def main(arguments: list[str]) -> None:
     """The command `aligngpt card`."""
+    if arguments and not arguments[0].startswith("-"):
+        arguments = ["--model", *arguments]
     parser = HfArgumentParser(CardArguments, prog="aligngpt card", description=__doc__.split("\n\n")[0])
     (args,) = parser.parse_args_into_dataclasses(arguments)
     record = StageRecord.load(args.model)
