@@ -95,9 +95,7 @@ def test_the_adapter_alone_reloads_to_equal_logits(adapter, inputs):
 
 def test_the_merged_model_gives_the_adapter_s_logits_without_peft(adapter, inputs, tmp_path, run_python, monkeypatch):
     folder, trained = adapter
-    monkeypatch.setattr(
-        sys, "argv", ["aligngpt", "merge", "--adapter", str(folder), "--out", str(tmp_path / "merged")]
-    )
+    monkeypatch.setattr(sys, "argv", ["aligngpt", "merge", str(folder), "--out", str(tmp_path / "merged")])
     main()
     torch.save(dict(inputs), tmp_path / "inputs.pt")
     code = (
