@@ -20,6 +20,9 @@ class DataArguments:
         }
     )
     eval_file: str | None = field(default=None, metadata={"help": "Records to evaluate the loss on (eval_strategy)."})
+    train_split: str = field(default="train", metadata={"help": "Split of a data set on the Hub."})
+    eval_split: str = field(default="train", metadata={"help": "Split of a data set on the Hub to evaluate on."})
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a data set on the Hub."})
     image_folder: str | None = field(default=None, metadata={"help": "Folder that relative image paths start from."})
     streaming: bool = field(
         default=False, metadata={"help": "Read the files while training instead of caching their rows first."}

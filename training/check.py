@@ -58,7 +58,13 @@ def check_data(data_args: DataArguments, training_args: StageConfig, collator: A
     folder: how many rows, tokens and labels there are, and every row that cannot be trained on, or not as it is, with
     the reason. Returns the exit code: 1 if there is such a row.
     """
-    dataset = load_training_data(data_args.train_file, streaming=data_args.streaming, on_bad_row="keep")
+    dataset = load_training_data(
+        data_args.train_file,
+        split=data_args.train_split,
+        config_name=data_args.dataset_config,
+        streaming=data_args.streaming,
+        on_bad_row="keep",
+    )
     loader = DataLoader(
         dataset,
         batch_size=ROWS_PER_BATCH,

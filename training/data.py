@@ -31,6 +31,8 @@ MAX_LEVEL = 2**31  # anything above is a mistake, and need not fit into a column
 def load_training_data(
     data: str,
     *,
+    split: str = "train",
+    config_name: str | None = None,
     streaming: bool = False,
     on_bad_row: Literal["fail", "skip", "keep"] = "fail",
 ) -> Dataset | IterableDataset:
@@ -42,6 +44,7 @@ def load_training_data(
             folder or Hub id that datasets loads), or the output folder of `aligngpt levels`. A record has `image` or
             `images`, and one of `messages`, `conversations` (LLaVA's, with `<image>` in the text) and `caption`;
             optionally `id` and `alignment_level` (or `similarity`, the authors' name for it).
+        split, config_name (`str`, *optional*): of a data set on the Hub.
         streaming (`bool`): read the files as rows are asked for, instead of copying all rows into the cache of
             datasets first.
         on_bad_row (`str`): what to do with records that are of no known form: `"fail"`; `"skip"` leaves them out and
@@ -61,7 +64,8 @@ def load_training_data(
         data = str(folder / "pairs.json")
     elif (folder / "alignment_levels.json").is_file():
         data = str(folder / "*.parquet")
-    shards = open_corpus(data, streaming=streaming)
+    source = {"data": data, "split": split, "config_name": config_name}
+    shards = open_corpus(**source, streaming=streaming)
     features = Features(
         {
             "id": Value("string"),
@@ -76,11 +80,11 @@ def load_training_data(
     if streaming:
         # One shard, however many files: accelerate gives every process files of its own where it can, so that rows of
         # small files come more often, and processes wait for each other at ends that are not the same
-        return IterableDataset.from_generator(_read_rows, features=features, gen_kwargs={"data": data})
+        return IterableDataset.from_generator(_read_rows, features=features, gen_kwargs=source)
     # The cache is found again by these arguments, so they have to say what is in the files and who read them
     times = [os.stat(shard.file).st_mtime_ns if os.path.isfile(shard.file) else 0 for shard in shards]
     key = json.dumps([__version__, times, [shard.fingerprint for shard in shards]])
-    dataset = Dataset.from_generator(_read_rows, features=features, gen_kwargs={"data": data, "key": key})
+    dataset = Dataset.from_generator(_read_rows, features=features, gen_kwargs={**source, "key": key})
     return _handle_faults(dataset, on_bad_row) if on_bad_row != "keep" else dataset
 
 
@@ -90,10 +94,13 @@ def load_datasets(data_args: DataArguments, training_args: StageConfig) -> dict[
     the first one fills the cache of datasets, and the others find it filled.
     """
     with training_args.main_process_first(desc="reading the records"):
+        options = {"config_name": data_args.dataset_config, "on_bad_row": data_args.on_bad_row}
         train = load_training_data(
-            data_args.train_file, streaming=data_args.streaming, on_bad_row=data_args.on_bad_row
+            data_args.train_file, split=data_args.train_split, streaming=data_args.streaming, **options
         )
-        evaluation = data_args.eval_file and load_training_data(data_args.eval_file, on_bad_row=data_args.on_bad_row)
+        evaluation = data_args.eval_file and load_training_data(
+            data_args.eval_file, split=data_args.eval_split, **options
+        )
     if data_args.streaming:
         # Without an end: a run that is resumed passes over as many rows as it has seen, whichever pass they were in
         seed = training_args.data_seed or training_args.seed
@@ -101,8 +108,8 @@ def load_datasets(data_args: DataArguments, training_args: StageConfig) -> dict[
     return {"train_dataset": train, "eval_dataset": evaluation}
 
 
-def _read_rows(data: str, key: str | None = None) -> Iterator[dict[str, Any]]:
-    for shard in open_corpus(data, streaming=key is None):
+def _read_rows(data: str, split: str, config_name: str | None, key: str | None = None) -> Iterator[dict[str, Any]]:
+    for shard in open_corpus(data, split, config_name, streaming=key is None):
         for index, record in enumerate(shard.read(0)):
             yield _read_row(record, index, shard)
 

@@ -95,8 +95,8 @@ def test_a_dataset_of_messages_and_images_of_the_hub_s_form_is_read(tmp_path, ma
         }
     )
     dataset = datasets.Dataset.from_dict({"messages": [chat], "images": [[make_image(0)]]}, features=features)
-    dataset.to_parquet(tmp_path / "train.parquet")
-    row = load_training_data(str(tmp_path))[0]
+    dataset.to_parquet(tmp_path / "test.parquet")
+    row = load_training_data(str(tmp_path), split="test")[0]
     assert row["messages"] == [message("user", "Blue?", 1), message("assistant", "Yes.")]
     assert row["images"][0]["bytes"].startswith(b"\x89PNG"), "images stay encoded until a worker opens them"
 
