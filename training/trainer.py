@@ -66,12 +66,8 @@ class AlignGPTTrainer(SFTTrainer):
 
     def __init__(self, *args, record: StageRecord | None = None, **kwargs):
         training_args, train_dataset = kwargs["args"], kwargs["train_dataset"]
-        if isinstance(train_dataset, datasets.IterableDataset):
-            if training_args.group_by_modality_length:
-                raise ValueError("Streamed rows cannot be grouped: leave out group_by_modality_length, or streaming.")
-            # Otherwise the first process would make all batches and cut their tensors for the others by rows, but
-            # pixel_values has images, not rows, first
-            training_args.accelerator_config.dispatch_batches = False
+        if isinstance(train_dataset, datasets.IterableDataset) and training_args.group_by_modality_length:
+            raise ValueError("Streamed rows cannot be grouped: leave out group_by_modality_length, or streaming.")
         super().__init__(*args, **kwargs)
         self.record = record
         self.stop_on_signal = StopOnSignal()
