@@ -164,9 +164,20 @@ def test_grpo_runs_on_prompts_with_images(trained, stage_1_processor, make_image
         train_dataset=Dataset.from_dict(columns),
         processing_class=stage_1_processor,
     )
+    seen = []
+
+    def keep(module, args, kwargs, outputs):
+        if module.training and torch.is_grad_enabled():
+            seen.append((kwargs["input_ids"], outputs.alignment_weights.detach()))
+
+    model.model.register_forward_hook(keep, with_kwargs=True)
     trainer.train()
     assert trainer.state.global_step == 2
     assert {"alignment_gate", "language_model"} <= changed_modules(before, model)
+    # Two prompts, which differ in their image, and two completions of each: the gate sees no completion
+    input_ids, weights = seen[0]
+    assert len({tuple(row) for row in input_ids.tolist()}) > 2, "the completions differ"
+    assert len({tuple(row) for row in weights.mul(1e4).round().tolist()}) == 2
 
 
 def test_trl_s_own_sft_script_trains_all_of_a_checkpoint_that_brings_its_code(stage_1, make_image, tmp_path):
