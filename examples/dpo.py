@@ -14,10 +14,9 @@ The data set has `images`, `prompt`, `chosen` and `rejected`, texts as lists of 
 import sys
 
 from datasets import Image, List, load_dataset
-from transformers import AutoProcessor
 from trl import DPOConfig, DPOTrainer, ModelConfig, ScriptArguments, TrlParser
 
-from aligngpt import AlignGPTForConditionalGeneration
+from aligngpt.training.checkpoints import load_checkpoint
 from aligngpt.training.stages import get_lora_config, select_trainable
 
 
@@ -36,10 +35,7 @@ def to_messages(row: dict) -> dict:
 
 def main(script_args: ScriptArguments, training_args: DPOConfig, model_args: ModelConfig) -> DPOTrainer:
     """Trains and saves; returns the trainer."""
-    model = AlignGPTForConditionalGeneration.from_pretrained(
-        model_args.model_name_or_path, dtype=model_args.dtype, attn_implementation=model_args.attn_implementation
-    )
-    processor = AutoProcessor.from_pretrained(model_args.model_name_or_path)
+    model, processor = load_checkpoint(model_args)
     if not model_args.use_peft:
         select_trainable(model, "sft")  # the tower and the alignment embeddings stay as they are
     dataset = load_dataset(script_args.dataset_name, name=script_args.dataset_config, split="train")

@@ -225,7 +225,7 @@ class AlignGPTProcessor(LlavaProcessor):
             is_text = (
                 np.ones_like(row, dtype=bool) if attention_mask is None else np.asarray(attention_mask[index]) == 1
             )
-            first = int(is_text.argmax())
+            first = int(is_text.argmax()) if row.size else 0
             is_text &= ~np.isin(row, [self.image_token_id, self.align_token_id])
             if row.size and row[first] == self.tokenizer.bos_token_id:
                 is_text[first] = False

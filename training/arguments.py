@@ -1,6 +1,5 @@
 """Arguments of the training scripts: TRL's own and what AlignGPT's stages add; and recipes by name."""
 
-import json
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -46,7 +45,9 @@ class ComposeArguments:
     chat_template: str | None = field(
         default=None, metadata={"help": "Packaged template that fits the LLM; told from its tokenizer."}
     )
-    num_alignment_levels: int = field(default=8, metadata={"help": "N, the number of alignment embeddings."})
+    num_alignment_levels: int | None = field(
+        default=None, metadata={"help": "N, the number of alignment embeddings of a new model; 8."}
+    )
 
 
 @dataclass
@@ -106,23 +107,3 @@ def find_recipe(arguments: list[str]) -> list[str]:
                 raise FileNotFoundError(f"There is no file {name} and no recipe of that name. Recipes: {known}.")
             arguments[position] = str(recipe)
     return arguments
-
-
-def find_checkpoint(training_args: SFTConfig) -> str | None:
-    """
-    Where to go on: the folder that `resume_from_checkpoint` names; with `latest`, the last complete checkpoint of the
-    output folder, or None if there is none yet, so that the same command starts a run and continues it.
-    """
-    if training_args.resume_from_checkpoint != "latest":
-        return training_args.resume_from_checkpoint
-    folders = Path(training_args.output_dir).glob("checkpoint-*")
-    complete = [folder for folder in folders if _is_complete(folder)]
-    return str(max(complete, key=lambda folder: int(folder.name.rpartition("-")[2]))) if complete else None
-
-
-def _is_complete(checkpoint: Path) -> bool:
-    try:  # the Trainer writes this file last; a killed run leaves none, or a cut one
-        json.loads((checkpoint / "trainer_state.json").read_text())
-    except (OSError, ValueError):
-        return False
-    return True

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from datasets import Dataset, Features, Image, IterableDataset, List, Value
 from transformers.utils import logging
 
-from aligngpt import __version__
+from aligngpt import AlignGPTConfig, __version__
 from aligngpt.processing.corpus import Shard, open_corpus
 from aligngpt.processing.records import (
     PairFault,
@@ -20,7 +20,7 @@ from aligngpt.processing.records import (
     get_level,
     get_messages,
 )
-from aligngpt.training.arguments import DataArguments, StageConfig
+from aligngpt.training.arguments import ComposeArguments, DataArguments, StageConfig
 
 
 logger = logging.get_logger(__name__)
@@ -57,7 +57,8 @@ def load_training_data(
         or what is wrong).
 
     Raises:
-        ValueError: if a record is of no known form and `on_bad_row` is `"fail"`; the message names the first ones.
+        ValueError: if there are no records, or one is of no known form and `on_bad_row` is `"fail"`; the message names
+            the first ones.
     """
     folder = Path(data)
     if (folder / "pairs.json").is_file():  # what `aligngpt levels` wrote, beside its pictures
@@ -66,6 +67,8 @@ def load_training_data(
         data = str(folder / "*.parquet")
     source = {"data": data, "split": split, "config_name": config_name}
     shards = open_corpus(**source, streaming=streaming)
+    if all(next(shard.read(0), None) is None for shard in shards):
+        raise ValueError(f"There are no records in {data}.")
     features = Features(
         {
             "id": Value("string"),
@@ -106,6 +109,24 @@ def load_datasets(data_args: DataArguments, training_args: StageConfig) -> dict[
         seed = training_args.data_seed or training_args.seed
         train = train.repeat(None).shuffle(seed=seed, buffer_size=data_args.shuffle_buffer_size)
     return {"train_dataset": train, "eval_dataset": evaluation}
+
+
+def check_num_levels(config: AlignGPTConfig, compose_args: ComposeArguments, data_args: DataArguments) -> None:
+    """
+    Whether the model has as many alignment embeddings as were asked for, and as the data have levels: of those above
+    the data's none would be trained, and the last one is the global one.
+
+    Raises:
+        ValueError: if not.
+    """
+    found = {"the model has": config.num_alignment_levels, "asked for were": compose_args.num_alignment_levels}
+    cuts = Path(data_args.train_file, "alignment_levels.json")
+    if cuts.is_file():
+        found["the data were cut into"] = json.loads(cuts.read_text(encoding="utf-8"))["num_levels"]
+    found = {what: number for what, number in found.items() if number is not None}
+    if len(set(found.values())) > 1:
+        told = ", ".join(f"{what} {number}" for what, number in found.items())
+        raise ValueError(f"The numbers of alignment levels differ: {told}.")
 
 
 def _read_rows(data: str, split: str, config_name: str | None, key: str | None = None) -> Iterator[dict[str, Any]]:

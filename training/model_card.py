@@ -21,7 +21,7 @@ from transformers.utils import cached_file
 from trl import ModelConfig
 
 from aligngpt import AlignGPTConfig
-from aligngpt.training.arguments import DataArguments, StageConfig
+from aligngpt.training.arguments import AblationArguments, DataArguments, StageConfig
 
 
 RECORD_FILE = "training_stages.json"
@@ -86,6 +86,7 @@ class StageRecord:
         training_args: StageConfig,
         model_args: ModelConfig,
         config: AlignGPTConfig,
+        ablation_args: AblationArguments | None = None,
     ) -> "StageRecord":
         """This record with one more stage."""
         values = asdict(training_args)
@@ -112,6 +113,8 @@ class StageRecord:
             "hyperparameters": hyperparameters,
             "versions": {package: version(package) for package in PACKAGES},
         }
+        if ablation_args is not None and ablation_args.random_alignment_embeddings:
+            entry["config"]["random_alignment_embeddings"] = True
         cuts = Path(data_args.train_file, "alignment_levels.json")
         if stage == "pretrain" and cuts.is_file():
             entry["levels"] = json.loads(cuts.read_text(encoding="utf-8"))

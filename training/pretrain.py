@@ -25,13 +25,14 @@ from transformers import set_seed
 from trl import ModelConfig, TrlParser
 
 from aligngpt.composing import compose
-from aligngpt.training.arguments import ComposeArguments, DataArguments, StageConfig, find_checkpoint, find_recipe
+from aligngpt.training.arguments import ComposeArguments, DataArguments, StageConfig, find_recipe
 from aligngpt.training.check import check_data
+from aligngpt.training.checkpoints import find_checkpoint, load_checkpoint
 from aligngpt.training.collator import AlignGPTDataCollator
-from aligngpt.training.data import load_datasets
+from aligngpt.training.data import check_num_levels, load_datasets
 from aligngpt.training.model_card import StageRecord
 from aligngpt.training.stages import get_trained_modules, select_trainable
-from aligngpt.training.trainer import AlignGPTTrainer, finish, load_checkpoint
+from aligngpt.training.trainer import AlignGPTTrainer, finish
 
 
 def main(
@@ -42,7 +43,8 @@ def main(
 
     Raises:
         ValueError: if neither a composed checkpoint nor its two parts are named, or the language model should be
-            quantised or adapted, which stage 1 cannot train beside.
+            quantised or adapted, which stage 1 cannot train beside, or model, arguments and data have different
+            numbers of levels.
     """
     parts = (compose_args.vision_model_name_or_path, compose_args.text_model_name_or_path)
     if model_args.model_name_or_path is not None:
@@ -62,13 +64,15 @@ def main(
     if model_args.model_name_or_path is not None:
         model, processor = load_checkpoint(model_args)
     else:
+        num_levels = compose_args.num_alignment_levels
         model, processor = compose(
             *parts,
             chat_template=compose_args.chat_template,
             dtype=model_args.dtype,
             attn_implementation=model_args.attn_implementation,
-            num_alignment_levels=compose_args.num_alignment_levels,
+            **({} if num_levels is None else {"num_alignment_levels": num_levels}),
         )
+    check_num_levels(model.config, compose_args, data_args)
     # Stage 1 sees images as CLIP does, centre-cropped; stage 2 pads them to a square
     processor.image_processor.do_pad = False
     collator = AlignGPTDataCollator(

@@ -28,13 +28,14 @@ import sys
 from transformers import set_seed
 from trl import ModelConfig, TrlParser
 
-from aligngpt.training.arguments import AblationArguments, DataArguments, StageConfig, find_checkpoint, find_recipe
+from aligngpt.training.arguments import AblationArguments, DataArguments, StageConfig, find_recipe
 from aligngpt.training.check import check_data
+from aligngpt.training.checkpoints import find_checkpoint, load_checkpoint
 from aligngpt.training.collator import AlignGPTDataCollator
 from aligngpt.training.data import load_datasets
 from aligngpt.training.model_card import StageRecord
 from aligngpt.training.stages import ablate, check_adapter, get_lora_config, get_trained_modules, select_trainable
-from aligngpt.training.trainer import AlignGPTTrainer, finish, load_checkpoint
+from aligngpt.training.trainer import AlignGPTTrainer, finish
 
 
 def main(
@@ -85,6 +86,7 @@ def main(
             training_args=training_args,
             model_args=model_args,
             config=model.config,
+            ablation_args=ablation_args,
         ),
         **load_datasets(data_args, training_args),
     )

@@ -6,50 +6,26 @@ module, what the gate does in the logs, and runs that stop when they have to.
 import sys
 import time
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import datasets
 import psutil
 import torch
 from peft import PeftModel
-from transformers import AutoProcessor
 from transformers.utils import logging
-from trl import ModelConfig, SFTTrainer, get_quantization_config
+from trl import SFTTrainer
 
-from aligngpt import AlignGPTForConditionalGeneration, AlignGPTProcessor
+from aligngpt.training.checkpoints import check_output_folder
 from aligngpt.training.interruption import StopOnSignal
 from aligngpt.training.model_card import StageRecord, write_model_card
 from aligngpt.training.sampler import ModalityLengthSampler, TellEpoch
-from aligngpt.training.stages import UNQUANTIZED_MODULES, hold_trained_in_float32
+from aligngpt.training.stages import hold_trained_in_float32
 
 
 logger = logging.get_logger(__name__)
 
 ROW_LISTS = ("skipped_rows", "truncated_rows", "rows_without_target")
-
-
-def load_checkpoint(model_args: ModelConfig) -> tuple[AlignGPTForConditionalGeneration, AlignGPTProcessor]:
-    """
-    Model and processor of `model_name_or_path`, in the precision and with the attention that the arguments name. With
-    `load_in_4bit` or `load_in_8bit` only the language model's blocks are quantised.
-
-    Raises:
-        ValueError: if no checkpoint is named.
-    """
-    name, revision = model_args.model_name_or_path, model_args.model_revision
-    if name is None:
-        raise ValueError("Name the checkpoint to start from: --model_name_or_path, e.g. the output folder of stage 1.")
-    quantization_config = get_quantization_config(model_args)
-    if quantization_config is not None:
-        quantization_config.llm_int8_skip_modules = UNQUANTIZED_MODULES
-    model = AlignGPTForConditionalGeneration.from_pretrained(
-        name,
-        revision=revision,
-        dtype=model_args.dtype,
-        attn_implementation=model_args.attn_implementation,
-        quantization_config=quantization_config,
-    )
-    return model, AutoProcessor.from_pretrained(name, revision=revision)
 
 
 class AlignGPTTrainer(SFTTrainer):
@@ -69,6 +45,7 @@ class AlignGPTTrainer(SFTTrainer):
         if isinstance(train_dataset, datasets.IterableDataset) and training_args.group_by_modality_length:
             raise ValueError("Streamed rows cannot be grouped: leave out group_by_modality_length, or streaming.")
         super().__init__(*args, **kwargs)
+        check_output_folder(Path(training_args.output_dir), is_adapter=isinstance(self.model, PeftModel))
         self.record = record
         self.stop_on_signal = StopOnSignal()
         self.add_callback(self.stop_on_signal)
@@ -133,7 +110,9 @@ class AlignGPTTrainer(SFTTrainer):
             )
         result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         loss = result[0] if return_outputs else result
-        if mode == "train":
+        if mode == "eval":
+            self._eval_sums += torch.stack([values.sum() for values in self._row_losses]).to(self._eval_sums)
+        else:
             if not torch.isfinite(loss):
                 raise FloatingPointError(
                     f"The loss of step {self.state.global_step + 1} is {loss.item()}, on the batch of rows {rows}. "
@@ -142,6 +121,14 @@ class AlignGPTTrainer(SFTTrainer):
             self._step_rows += rows
             self._count_levels(inputs.get("alignment_levels"))
         return result
+
+    def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
+        # Averaged over tokens, as in training: a batch whose rows were all skipped must not count as a loss of 0
+        self._eval_sums = torch.zeros(2, device=self.args.device)
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        loss, num_tokens = self.accelerator.reduce(self._eval_sums, "sum").tolist()
+        output.metrics[f"{metric_key_prefix}_loss"] = loss / num_tokens if num_tokens else float("nan")
+        return output
 
     def _get_grad_norm(self, model, grad_norm=None):
         norm = super()._get_grad_norm(model, grad_norm)

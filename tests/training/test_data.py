@@ -121,6 +121,12 @@ def test_records_that_cannot_be_trained_on_are_named_and_counted(tmp_path):
     assert kinds == ["", "", "", "no_caption", "placeholder_count", "missing", "malformed_record"]
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_file_without_records_is_an_error_that_names_it(tmp_path, streaming):
+    with pytest.raises(ValueError, match="There are no records in .*empty.json"):
+        load_training_data(write_json(tmp_path / "empty.json", []), streaming=streaming)
+
+
 def test_a_file_that_changed_is_read_anew(tmp_path):
     path = tmp_path / "data.json"
     assert len(load_training_data(write_json(path, RECORDS))) == 3

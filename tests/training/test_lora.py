@@ -177,3 +177,16 @@ def test_an_adapter_of_an_ablation_is_refused_since_it_would_not_hold_it(run_sft
 def test_pushing_an_adapter_whose_base_is_a_folder_is_refused_before_training(run_sft, stage_1, tmp_path):
     with pytest.raises(ValueError, match="Nobody else can load an adapter of the folder"):
         run_sft(stage_1, tmp_path, *LORA, "--push_to_hub", "true")
+
+
+def test_an_adapter_is_no_checkpoint_to_start_from(run_sft, adapter, tmp_path):
+    with pytest.raises(ValueError, match="is an adapter: make a model of it and its base first, by `aligngpt merge`"):
+        run_sft(adapter[0], tmp_path)
+
+
+@pytest.mark.parametrize("first", ["adapter", "stage_2"])
+def test_model_and_adapter_are_not_written_into_one_folder(first, run_sft, stage_1, request, tmp_path):
+    folder = request.getfixturevalue(first)
+    shutil.copytree(folder[0] if first == "adapter" else folder, tmp_path / "out")
+    with pytest.raises(ValueError, match="name another output_dir"):
+        run_sft(stage_1, tmp_path / "out", *([] if first == "adapter" else LORA))

@@ -117,6 +117,11 @@ def test_settings_that_are_zero_are_told_and_globs_are_no_data_sets(run_sft, bot
     assert metadata.datasets is None and "`chats*.jsonl`" in text
 
 
+def test_a_table_that_was_drawn_anew_is_told(run_sft, both_stages, tmp_path):
+    run_sft(both_stages.parent / "stage1", tmp_path, "--random_alignment_embeddings", "true")
+    assert "| random_alignment_embeddings | True |" in read_card(tmp_path)[0]
+
+
 def test_published_results_come_into_the_card(tmp_path, monkeypatch):
     StageRecord([EXAMPLE_STAGE]).save(tmp_path)
     (tmp_path / ".eval_results").mkdir()

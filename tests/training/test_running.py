@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from aligngpt.training.arguments import StageConfig, find_checkpoint
+from aligngpt.training.arguments import StageConfig
+from aligngpt.training.checkpoints import find_checkpoint
 
 
 COMMAND = """

@@ -150,6 +150,20 @@ def test_a_run_of_nothing_but_skipped_rows_ends(run_sft, stage_1, data, tmp_path
         run_sft(stage_1, tmp_path / "out", "--train_file", path, "--on_bad_row", "skip")
 
 
+def test_the_loss_of_an_evaluation_is_that_of_the_rows_that_are_not_skipped(run_sft, stage_1, data, tmp_path):
+    records = [json.loads(line) for line in (data / "chats.jsonl").read_text().splitlines()]
+    broken = [record | {"image": "nowhere.png"} for record in records[:4]]
+    for name, rows in (("broken", broken + records[4:]), ("good", records[4:])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in rows))
+    losses = []
+    for name in ("broken", "good"):
+        arguments = ["--eval_file", tmp_path / f"{name}.jsonl", "--eval_strategy", "steps", "--eval_steps", "3"]
+        arguments += ["--on_bad_row", "skip", "--per_device_eval_batch_size", "4", "--learning_rate", "0"]
+        trainer = run_sft(stage_1, tmp_path / name, *arguments)
+        losses += [log["eval_loss"] for log in trainer.state.log_history if "eval_loss" in log]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
 def test_skipped_rows_of_an_evaluation_are_counted(run_sft, stage_1, data, tmp_path):
     path = write_broken(data, tmp_path)
     arguments = ["--eval_file", path, "--eval_strategy", "steps", "--eval_steps", "3", "--on_bad_row", "skip"]
@@ -207,6 +221,21 @@ def test_the_check_of_good_data_ends_well(run_pretrain, tmp_path):
     with pytest.raises(SystemExit) as stop:
         run_pretrain(tmp_path, "--check", "true")
     assert stop.value.code == 0
+
+
+def test_stage_2_of_another_model_is_refused_with_what_to_do(run_sft, text_folder, tmp_path):
+    with pytest.raises(ValueError, match="is no AlignGPT, but of type 'llama': `aligngpt convert`"):
+        run_sft(text_folder, tmp_path)
+
+
+def test_different_numbers_of_levels_are_refused(run_pretrain, checkpoint, data, tmp_path):
+    with pytest.raises(ValueError, match="differ: the model has 8, asked for were 4"):
+        run_pretrain(tmp_path, "--model_name_or_path", checkpoint, "--num_alignment_levels", "4", parts=False)
+    (tmp_path / "levels").mkdir()
+    (tmp_path / "levels" / "pairs.json").write_text(json.dumps([{"image": "0.png", "caption": "a", "similarity": 1}]))
+    (tmp_path / "levels" / "alignment_levels.json").write_text(json.dumps({"num_levels": 4}))
+    with pytest.raises(ValueError, match="differ: the model has 8, the data were cut into 4"):
+        run_pretrain(tmp_path / "out", "--train_file", tmp_path / "levels")
 
 
 def test_pretraining_needs_a_model_or_its_two_parts(run_pretrain, tmp_path):
