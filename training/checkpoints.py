@@ -11,10 +11,9 @@ from aligngpt import AlignGPTConfig, AlignGPTForConditionalGeneration, AlignGPTP
 from aligngpt.training.stages import UNQUANTIZED_MODULES
 
 
-def load_checkpoint(model_args: ModelConfig) -> tuple[AlignGPTForConditionalGeneration, AlignGPTProcessor]:
+def load_processor(model_args: ModelConfig) -> AlignGPTProcessor:
     """
-    Model and processor of `model_name_or_path`, in the precision and with the attention that the arguments name. With
-    `load_in_4bit` or `load_in_8bit` only the language model's blocks are quantised.
+    The processor of `model_name_or_path`.
 
     Raises:
         ValueError: if no checkpoint is named, or it is an adapter, or the model of another family.
@@ -31,17 +30,26 @@ def load_checkpoint(model_args: ModelConfig) -> tuple[AlignGPTForConditionalGene
             f"{name} is no AlignGPT, but of type {model_type!r}: `aligngpt convert` makes one of a LLaVA, `aligngpt "
             "compose` of a vision tower and a language model."
         )
+    return AutoProcessor.from_pretrained(name, revision=revision)
+
+
+def load_checkpoint(model_args: ModelConfig) -> tuple[AlignGPTForConditionalGeneration, AlignGPTProcessor]:
+    """
+    Model and processor of `model_name_or_path`, in the precision and with the attention that the arguments name. With
+    `load_in_4bit` or `load_in_8bit` only the language model's blocks are quantised. Errors as of [`load_processor`].
+    """
+    processor = load_processor(model_args)
     quantization_config = get_quantization_config(model_args)
     if quantization_config is not None:
         quantization_config.llm_int8_skip_modules = UNQUANTIZED_MODULES
     model = AlignGPTForConditionalGeneration.from_pretrained(
-        name,
-        revision=revision,
+        model_args.model_name_or_path,
+        revision=model_args.model_revision,
         dtype=model_args.dtype,
         attn_implementation=model_args.attn_implementation,
         quantization_config=quantization_config,
     )
-    return model, AutoProcessor.from_pretrained(name, revision=revision)
+    return model, processor
 
 
 def find_checkpoint(training_args: SFTConfig) -> str | None:

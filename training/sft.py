@@ -30,7 +30,7 @@ from trl import ModelConfig, TrlParser
 
 from aligngpt.training.arguments import AblationArguments, DataArguments, StageConfig, find_recipe
 from aligngpt.training.check import check_data
-from aligngpt.training.checkpoints import find_checkpoint, load_checkpoint
+from aligngpt.training.checkpoints import find_checkpoint, load_checkpoint, load_processor
 from aligngpt.training.collator import AlignGPTDataCollator
 from aligngpt.training.data import load_datasets
 from aligngpt.training.model_card import StageRecord
@@ -49,9 +49,7 @@ def main(
     """
     if model_args.use_peft:
         check_adapter(ablation_args, training_args, model_args)
-    set_seed(training_args.seed)
-    model, processor = load_checkpoint(model_args)
-    ablate(model, ablation_args)
+    processor = load_processor(model_args)
     processor.image_processor.do_pad = True
     collator = AlignGPTDataCollator(
         processor=processor,
@@ -61,8 +59,11 @@ def main(
         on_bad_row=data_args.on_bad_row,
     )
     if data_args.check:
-        sys.exit(check_data(data_args, training_args, collator))
+        sys.exit(check_data(data_args, training_args, collator))  # for which no weights are needed
 
+    set_seed(training_args.seed)
+    model, _ = load_checkpoint(model_args)
+    ablate(model, ablation_args)
     extra = ["model.vision_tower"] if training_args.train_vision_tower else []
     extra += ["model.alignment_embeddings"] if training_args.train_alignment_embeddings else []
     trained = get_trained_modules(model, "sft", *extra)

@@ -1,6 +1,7 @@
 """Both training scripts, run for a few steps with the tiny recipes."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -209,6 +210,13 @@ def test_the_check_reports_every_row_and_trains_nothing(run_sft, stage_1, data, 
         "long": "too_long",
     }
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["data_check.json"]
+
+
+def test_the_check_of_conversations_needs_no_weights(run_sft, stage_1, tmp_path):
+    shutil.copytree(stage_1, tmp_path / "base", ignore=shutil.ignore_patterns("*.safetensors"))
+    with pytest.raises(SystemExit) as stop:
+        run_sft(tmp_path / "base", tmp_path / "out", "--check", "true")
+    assert stop.value.code == 0
 
 
 def test_the_check_without_an_image_folder_says_so(run_recipe, stage_1, data, tmp_path):
