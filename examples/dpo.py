@@ -16,7 +16,7 @@ import sys
 from datasets import Image, List, load_dataset
 from trl import DPOConfig, DPOTrainer, ModelConfig, ScriptArguments, TrlParser
 
-from aligngpt.training.checkpoints import load_checkpoint
+from aligngpt.training.checkpoints import load_model, load_processor
 from aligngpt.training.stages import get_lora_config, select_trainable
 
 
@@ -35,7 +35,7 @@ def to_messages(row: dict) -> dict:
 
 def main(script_args: ScriptArguments, training_args: DPOConfig, model_args: ModelConfig) -> DPOTrainer:
     """Trains and saves; returns the trainer."""
-    model, processor = load_checkpoint(model_args)
+    processor, model = load_processor(model_args), load_model(model_args)
     if not model_args.use_peft:
         select_trainable(model, "sft")  # the tower and the alignment embeddings stay as they are
     dataset = load_dataset(script_args.dataset_name, name=script_args.dataset_config, split="train")

@@ -10,10 +10,11 @@ import logging
 from dataclasses import dataclass, field
 from typing import Literal
 
-from transformers import HfArgumentParser, set_seed
+from transformers import set_seed
 
 from aligngpt.processing.atomic_output import new_folder
 
+from .command_line import parse_command
 from .composing import compose
 
 
@@ -43,8 +44,7 @@ class ComposeCommandArguments:
 
 def main(arguments: list[str]) -> None:
     """The command `aligngpt compose`."""
-    parser = HfArgumentParser(ComposeCommandArguments, prog="aligngpt compose", description=__doc__.split("\n\n")[0])
-    (args,) = parser.parse_args_into_dataclasses(arguments)
+    args = parse_command(ComposeCommandArguments, arguments, "compose", __doc__)
     with new_folder(args.out) as folder:
         set_seed(args.seed)
         model, processor = compose(

@@ -26,7 +26,6 @@ from transformers import (
     AutoProcessor,
     AutoTokenizer,
     GenerationConfig,
-    HfArgumentParser,
     LlavaConfig,
 )
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
@@ -36,6 +35,7 @@ from aligngpt.processing.atomic_output import new_folder
 from aligngpt.processing.tokenization import prepare_tokenizer
 
 from .checkpoint_files import read_state_dict
+from .command_line import parse_command
 from .composing import (
     add_token_rows,
     assemble,
@@ -260,10 +260,7 @@ class ConvertArguments:
 
 def main(arguments: list[str]) -> None:
     """The command `aligngpt convert`."""
-    if arguments and not arguments[0].startswith("-"):
-        arguments = ["--source", *arguments]
-    parser = HfArgumentParser(ConvertArguments, prog="aligngpt convert", description=__doc__.split("\n\n")[0])
-    (args,) = parser.parse_args_into_dataclasses(arguments)
+    args = parse_command(ConvertArguments, arguments, "convert", __doc__, first="--source")
     with new_folder(args.out) as folder:
         conversion = convert(args.source, args.vision, args.base)
         conversion.model.save_pretrained(folder, max_shard_size=args.max_shard_size)

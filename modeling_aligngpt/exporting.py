@@ -17,7 +17,6 @@ from itertools import islice
 import torch
 from transformers import (
     AutoProcessor,
-    HfArgumentParser,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
@@ -27,6 +26,7 @@ from aligngpt.processing import AlignGPTProcessor
 from aligngpt.processing.atomic_output import new_folder
 from aligngpt.processing.images import open_image
 
+from .command_line import parse_command
 from .modeling_aligngpt import AlignGPTForConditionalGeneration
 
 
@@ -164,10 +164,7 @@ class ExportArguments:
 
 def main(arguments: list[str]) -> None:
     """The command `aligngpt export-llava`."""
-    if arguments and not arguments[0].startswith("-"):
-        arguments = ["--source", *arguments]
-    parser = HfArgumentParser(ExportArguments, prog="aligngpt export-llava", description=__doc__.split("\n\n")[0])
-    (args,) = parser.parse_args_into_dataclasses(arguments)
+    args = parse_command(ExportArguments, arguments, "export-llava", __doc__, first="--source")
     with new_folder(args.out) as folder:
         model = AlignGPTForConditionalGeneration.from_pretrained(args.source).eval()
         processor = AutoProcessor.from_pretrained(args.source)

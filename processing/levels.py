@@ -25,7 +25,8 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 from tqdm.auto import tqdm
-from transformers import HfArgumentParser
+
+from aligngpt.command_line import parse_command
 
 from .alignment_levels import LevelCuts, ScoreHistogram
 from .atomic_output import new_folder
@@ -252,8 +253,7 @@ def _at_least(table: pa.Table, min_level: int) -> pa.Table:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command `aligngpt levels`."""
-    parser = HfArgumentParser(LevelArguments, prog="aligngpt levels", description=__doc__.split("\n\n")[0])
-    (args,) = parser.parse_args_into_dataclasses(arguments)
+    args = parse_command(LevelArguments, arguments, "levels", __doc__)
     cuts, summary = cut_corpus(args)
     table = Table("level", "pairs", "lowest", "mean", "highest score", title=f"{cuts.count} pairs, {cuts.rule}")
     for level, (count, lowest, mean, highest) in enumerate(summary.rows()):

@@ -29,7 +29,8 @@ import datasets
 import torch
 from accelerate import PartialState
 from tqdm.auto import tqdm
-from transformers import HfArgumentParser
+
+from aligngpt.command_line import parse_command
 
 from .alignment_scores import AlignmentScorer
 from .corpus import Row, Shard, open_corpus
@@ -223,9 +224,7 @@ def _progress_bar(
 
 def main(arguments: list[str] | None = None) -> None:
     """The command `aligngpt score`."""
-    (args,) = HfArgumentParser(
-        ScoreArguments, prog="aligngpt score", description=__doc__.split("\n\n")[0]
-    ).parse_args_into_dataclasses(arguments)
+    args = parse_command(ScoreArguments, arguments, "score", __doc__)
     report = score_corpus(args)
     if report is None:
         logger.info("This process is done; other parts of %s are still missing.", args.output_dir)

@@ -33,23 +33,21 @@ def load_processor(model_args: ModelConfig) -> AlignGPTProcessor:
     return AutoProcessor.from_pretrained(name, revision=revision)
 
 
-def load_checkpoint(model_args: ModelConfig) -> tuple[AlignGPTForConditionalGeneration, AlignGPTProcessor]:
+def load_model(model_args: ModelConfig) -> AlignGPTForConditionalGeneration:
     """
-    Model and processor of `model_name_or_path`, in the precision and with the attention that the arguments name. With
-    `load_in_4bit` or `load_in_8bit` only the language model's blocks are quantised. Errors as of [`load_processor`].
+    The model of `model_name_or_path`, which [`load_processor`] has looked at, in the precision and with the attention
+    that the arguments name. With `load_in_4bit` or `load_in_8bit` only the language model's blocks are quantised.
     """
-    processor = load_processor(model_args)
     quantization_config = get_quantization_config(model_args)
     if quantization_config is not None:
         quantization_config.llm_int8_skip_modules = UNQUANTIZED_MODULES
-    model = AlignGPTForConditionalGeneration.from_pretrained(
+    return AlignGPTForConditionalGeneration.from_pretrained(
         model_args.model_name_or_path,
         revision=model_args.model_revision,
         dtype=model_args.dtype,
         attn_implementation=model_args.attn_implementation,
         quantization_config=quantization_config,
     )
-    return model, processor
 
 
 def find_checkpoint(training_args: SFTConfig) -> str | None:

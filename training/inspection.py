@@ -12,8 +12,9 @@ from typing import Literal
 
 from rich.console import Console
 from rich.text import Text
-from transformers import AutoProcessor, HfArgumentParser
+from transformers import AutoProcessor
 
+from aligngpt.command_line import parse_command
 from aligngpt.processing import AlignGPTProcessor
 from aligngpt.training.collator import AlignGPTDataCollator
 from aligngpt.training.data import load_training_data
@@ -71,8 +72,7 @@ def render_row(processor: AlignGPTProcessor, batch: dict, level: int) -> Text:
 
 def main(arguments: list[str]) -> None:
     """The command `aligngpt inspect`."""
-    parser = HfArgumentParser(InspectArguments, prog="aligngpt inspect", description=__doc__.split("\n\n")[0])
-    (args,) = parser.parse_args_into_dataclasses(arguments)
+    args = parse_command(InspectArguments, arguments, "inspect", __doc__)
     processor = AutoProcessor.from_pretrained(args.model)
     processor.image_processor.do_pad = args.stage == "sft"
     collator = AlignGPTDataCollator(

@@ -16,9 +16,10 @@ from pathlib import Path
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from peft.utils import load_peft_weights
-from transformers import AutoProcessor, HfArgumentParser
+from transformers import AutoProcessor
 
 from aligngpt import AlignGPTForConditionalGeneration, AlignGPTProcessor
+from aligngpt.command_line import parse_command
 from aligngpt.processing.atomic_output import new_folder
 from aligngpt.training.model_card import StageRecord, write_model_card
 from aligngpt.training.stages import UNQUANTIZED_MODULES
@@ -67,10 +68,7 @@ def load_adapter(adapter: str, base: str | None = None, **options) -> tuple[Peft
 
 def main(arguments: list[str]) -> None:
     """The command `aligngpt merge`."""
-    if arguments and not arguments[0].startswith("-"):
-        arguments = ["--adapter", *arguments]
-    parser = HfArgumentParser(MergeArguments, prog="aligngpt merge", description=__doc__.split("\n\n")[0])
-    (args,) = parser.parse_args_into_dataclasses(arguments)
+    args = parse_command(MergeArguments, arguments, "merge", __doc__, first="--adapter")
     with new_folder(args.out) as folder:
         model, processor = load_adapter(args.adapter, args.base, dtype=args.dtype)
         with torch.no_grad():

@@ -16,11 +16,12 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData, parse_eval_result_entries
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
-from transformers import HfArgumentParser
 from transformers.utils import cached_file
 from trl import ModelConfig
 
 from aligngpt import AlignGPTConfig
+from aligngpt.command_line import parse_command
+from aligngpt.processing.atomic_output import write_json
 from aligngpt.training.arguments import AblationArguments, DataArguments, StageConfig
 
 
@@ -74,8 +75,7 @@ class StageRecord:
 
     def save(self, folder: str | os.PathLike) -> None:
         """Writes the record beside a checkpoint's weights."""
-        text = json.dumps(self.stages, indent=2, ensure_ascii=True)
-        Path(folder, RECORD_FILE).write_text(text + "\n", encoding="utf-8")
+        write_json(Path(folder, RECORD_FILE), self.stages)
 
     def add(
         self,
@@ -202,10 +202,7 @@ class CardArguments:
 
 def main(arguments: list[str]) -> None:
     """The command `aligngpt card`."""
-    if arguments and not arguments[0].startswith("-"):
-        arguments = ["--model", *arguments]
-    parser = HfArgumentParser(CardArguments, prog="aligngpt card", description=__doc__.split("\n\n")[0])
-    (args,) = parser.parse_args_into_dataclasses(arguments)
+    args = parse_command(CardArguments, arguments, "card", __doc__, first="--model")
     record = StageRecord.load(args.model)
     if not record.stages:
         raise ValueError(f"{args.model} has no {RECORD_FILE}, which aligngpt's training writes.")

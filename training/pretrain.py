@@ -27,7 +27,7 @@ from trl import ModelConfig, TrlParser
 from aligngpt.composing import compose
 from aligngpt.training.arguments import ComposeArguments, DataArguments, StageConfig, find_recipe
 from aligngpt.training.check import check_data
-from aligngpt.training.checkpoints import find_checkpoint, load_checkpoint
+from aligngpt.training.checkpoints import find_checkpoint, load_model, load_processor
 from aligngpt.training.collator import AlignGPTDataCollator
 from aligngpt.training.data import check_num_levels, load_datasets
 from aligngpt.training.model_card import StageRecord
@@ -62,7 +62,7 @@ def main(
         )
     set_seed(training_args.seed)  # the new modules are drawn before the trainer would set the seed
     if model_args.model_name_or_path is not None:
-        model, processor = load_checkpoint(model_args)
+        processor, model = load_processor(model_args), load_model(model_args)
     else:
         num_levels = compose_args.num_alignment_levels
         model, processor = compose(

@@ -30,7 +30,7 @@ from trl import ModelConfig, TrlParser
 
 from aligngpt.training.arguments import AblationArguments, DataArguments, StageConfig, find_recipe
 from aligngpt.training.check import check_data
-from aligngpt.training.checkpoints import find_checkpoint, load_checkpoint, load_processor
+from aligngpt.training.checkpoints import find_checkpoint, load_model, load_processor
 from aligngpt.training.collator import AlignGPTDataCollator
 from aligngpt.training.data import load_datasets
 from aligngpt.training.model_card import StageRecord
@@ -62,7 +62,7 @@ def main(
         sys.exit(check_data(data_args, training_args, collator))  # for which no weights are needed
 
     set_seed(training_args.seed)
-    model, _ = load_checkpoint(model_args)
+    model = load_model(model_args)
     ablate(model, ablation_args)
     extra = ["model.vision_tower"] if training_args.train_vision_tower else []
     extra += ["model.alignment_embeddings"] if training_args.train_alignment_embeddings else []

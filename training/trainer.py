@@ -224,8 +224,7 @@ def finish(trainer: AlignGPTTrainer) -> None:
     whole = not (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled or isinstance(trainer.model, PeftModel))
     if whole:  # checkpoints go on in float32; the result is of the size that its configuration tells
         trainer.model.to(trainer.loaded_dtype)
-    trainer.create_model_card()
-    trainer.save_model(trainer.args.output_dir)  # and pushes
+    trainer.save_model(trainer.args.output_dir)  # and pushes, with the card
     trainer.create_model_card()  # peft wrote one of its own
     trainer.end()
 
