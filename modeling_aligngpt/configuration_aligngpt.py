@@ -44,6 +44,16 @@ class AlignGPTConfig(LlavaConfig):
         alignment_gate_text (`"prompt"` or `"all"`, *optional*, defaults to `"prompt"`):
             Text that the gate reads: what `token_type_ids` marks (everything outside assistant turns), or all of it
             (the authors' behaviour, where the gate sees the answer during training).
+        alignment_gate_query (`"mean"` or `"attention"`, *optional*, defaults to `"mean"`):
+            How that text becomes the one vector that image tokens are compared with: the mean of its embeddings
+            (equation 2), or a mean weighted by a learnt softmax over the tokens, so that the few words that tell one
+            question from another are not drowned in what all prompts share.
+        alignment_gate_normalization (`"none"`, `"layer_norm"` or `"cosine"`, *optional*, defaults to `"none"`):
+            What the gate's MLP is given. `none`: the T dot products (equation 2). `layer_norm`: these, brought to mean
+            0 and variance 1 over the T tokens. `cosine`: cosine similarities times the square root of D, which have
+            variance 1 between unrelated vectors.
+        alignment_gate_temperature (`float`, *optional*, defaults to 1.0):
+            Divides the gate's logits before the softmax.
         vision_scales (`list[int]`, *optional*):
             Multi-scale features (S2, as in the paper's rows at 672 and 1008 px): the sizes at which the tower sees an
             image, as multiples of its own, e.g. `[1, 2]`. Larger ones are cut into tiles of the tower's size; features
@@ -56,8 +66,8 @@ class AlignGPTConfig(LlavaConfig):
             Version of aligngpt that wrote the configuration. Written on every save.
 
     Raises:
-        ValueError: if there are fewer than 2 levels, `<image>` and `<align>` share an id, or scales are no positive
-            integers or meet a tower whose kept features are not its patch grid.
+        ValueError: if there are fewer than 2 levels, the temperature is not positive, `<image>` and `<align>` share an
+            id, or scales are no positive integers or meet a tower whose kept features are not its patch grid.
     """
 
     model_type = "aligngpt"
@@ -67,6 +77,9 @@ class AlignGPTConfig(LlavaConfig):
     alignment_gate_hidden_size: int = 256
     alignment_mode: Literal["adaptive", "average", "local", "global"] = "adaptive"
     alignment_gate_text: Literal["prompt", "all"] = "prompt"
+    alignment_gate_query: Literal["mean", "attention"] = "mean"
+    alignment_gate_normalization: Literal["none", "layer_norm", "cosine"] = "none"
+    alignment_gate_temperature: float = 1.0
     vision_scales: list[int] | None = None
     lm_head_bias: bool = False
     align_token_id: int = 32001
@@ -81,6 +94,8 @@ class AlignGPTConfig(LlavaConfig):
                 f"num_alignment_levels is {self.num_alignment_levels}; the gate needs at least one local level beside "
                 "the global one, so at least 2."
             )
+        if not self.alignment_gate_temperature > 0:
+            raise ValueError(f"alignment_gate_temperature is {self.alignment_gate_temperature}; it must be above 0.")
         if self.align_token_id == self.image_token_index:
             raise ValueError(f"align_token_id and image_token_index are both {self.align_token_id}; they must differ.")
         if self.vision_scales is not None:

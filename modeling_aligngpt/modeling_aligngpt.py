@@ -78,28 +78,55 @@ class AlignmentEmbeddings(nn.Embedding):
 class AlignmentGate(nn.Module):
     """
     The adaptive gate of equation 2: alpha = softmax(W (H_I (x) H_T) + b), where `H_I (x) H_T` are the dot products of
-    the T image tokens with the mean embedding of the text and W is a two-layer MLP.
+    the T image tokens with the mean embedding of the text and W is a two-layer MLP. `config.alignment_gate_query`,
+    `_normalization` and `_temperature` change what is compared and how sharply; their defaults are the equation.
     """
 
     def __init__(self, config: AlignGPTConfig):
         super().__init__()
+        self.normalization = config.alignment_gate_normalization
+        self.temperature = config.alignment_gate_temperature
+        if config.alignment_gate_query == "attention":
+            self.text_attention = nn.Linear(config.get_text_config().hidden_size, 1, bias=False)
+        else:
+            self.text_attention = None
         self.linear_1 = nn.Linear(config.image_seq_length, config.alignment_gate_hidden_size)
         self.act = ACT2FN["gelu"]
         self.linear_2 = nn.Linear(config.alignment_gate_hidden_size, config.num_alignment_levels - 1)
 
-    def forward(
-        self, image_features: torch.Tensor, text_embeddings: torch.Tensor, image_rows: torch.LongTensor
+    def pool_text(self, text_embeddings: torch.Tensor, text_mask: torch.BoolTensor) -> torch.Tensor:
+        """H_T (B, D) from embeddings (B, L, D) and the mask of those that the gate reads, (B, L)."""
+        if self.text_attention is None:
+            text_mask = text_mask.to(text_embeddings.dtype)
+            num_tokens = text_mask.sum(-1, keepdim=True).clamp(min=1)
+            return torch.einsum("bl,bld->bd", text_mask, text_embeddings) / num_tokens
+        scores = self.text_attention(text_embeddings).squeeze(-1).float()  # (B, L)
+        scores = scores.masked_fill(~text_mask, torch.finfo(scores.dtype).min)
+        return torch.einsum("bl,bld->bd", scores.softmax(-1).to(text_embeddings.dtype), text_embeddings)
+
+    def compare(
+        self, image_features: torch.Tensor, text_vectors: torch.Tensor, image_rows: torch.LongTensor
     ) -> torch.Tensor:
         """
-        Weights of the local alignment embeddings, (B, N-1), from image features (n, T, D), mean text embeddings
-        (B, D) and the row that each image belongs to (n,). The dot products of a row's images are averaged.
+        What the MLP is given, (B, T): H_I (x) H_T from image features (n, T, D), text vectors (B, D) and the row that
+        each image belongs to (n,). The values of a row's images are averaged.
         """
-        num_rows = text_embeddings.shape[0]
-        scores = torch.einsum("ntd,nd->nt", image_features, text_embeddings[image_rows])  # (n, T)
+        num_rows = text_vectors.shape[0]
+        if self.normalization == "cosine":
+            image_features = nn.functional.normalize(image_features, dim=-1)
+            text_vectors = nn.functional.normalize(text_vectors, dim=-1) * text_vectors.shape[-1] ** 0.5
+        scores = torch.einsum("ntd,nd->nt", image_features, text_vectors[image_rows])  # (n, T)
         images_per_row = scores.new_zeros(num_rows).index_add(0, image_rows, torch.ones_like(scores[:, 0]))
         scores = scores.new_zeros(num_rows, scores.shape[1]).index_add(0, image_rows, scores)
         scores = scores / images_per_row.clamp(min=1).unsqueeze(-1)  # (B, T)
-        logits = self.linear_2(self.act(self.linear_1(scores)))  # (B, N-1)
+        return nn.functional.layer_norm(scores, scores.shape[-1:]) if self.normalization == "layer_norm" else scores
+
+    def forward(
+        self, image_features: torch.Tensor, text_vectors: torch.Tensor, image_rows: torch.LongTensor
+    ) -> torch.Tensor:
+        """Weights of the local alignment embeddings, (B, N-1); arguments as in `compare`."""
+        scores = self.compare(image_features, text_vectors, image_rows)
+        logits = self.linear_2(self.act(self.linear_1(scores))) / self.temperature  # (B, N-1)
         # The weights mix rows of a table of half-precision vectors: rounding belongs after the softmax, not inside
         return nn.functional.softmax(logits, dim=-1, dtype=torch.float32).to(logits.dtype)
 
@@ -256,18 +283,23 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
         return text_mask
 
     def get_local_weights(
-        self, image_features: torch.Tensor, image_rows: torch.LongTensor, text_embeddings: torch.Tensor
+        self,
+        image_features: torch.Tensor,
+        image_rows: torch.LongTensor,
+        text_embeddings: torch.Tensor,
+        text_mask: torch.BoolTensor,
     ) -> torch.Tensor:
         """
         The weights alpha of the local embeddings in equation 3, (B, N-1), as `config.alignment_mode` says: from the
         gate, whose arguments these are, or the ablations' constants.
         """
-        num_rows, num_local = text_embeddings.shape[0], self.config.num_alignment_levels - 1
+        num_rows, num_local = text_mask.shape[0], self.config.num_alignment_levels - 1
         if self.config.alignment_mode == "global":
             return image_features.new_zeros(num_rows, num_local)
         if self.config.alignment_mode == "average":
             return image_features.new_full((num_rows, num_local), 1 / num_local)
-        return self.alignment_gate(image_features, text_embeddings, image_rows)
+        text_vectors = self.alignment_gate.pool_text(text_embeddings, text_mask)
+        return self.alignment_gate(image_features, text_vectors, image_rows)
 
     def get_alignment_vectors(
         self,
@@ -307,12 +339,9 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
             image_rows = (images_until_row <= image_numbers).sum(-1).clamp(max=num_rows - 1)  # (n,)
 
             text_mask = self.get_alignment_text_mask(input_ids, inputs_embeds, attention_mask, token_type_ids)
-            text_mask = text_mask.to(inputs_embeds.device, inputs_embeds.dtype)
-            num_tokens = text_mask.sum(-1, keepdim=True).clamp(min=1)
-            text_embeddings = torch.einsum("bl,bld->bd", text_mask, inputs_embeds) / num_tokens  # (B, D)
-
+            text_mask = text_mask.to(inputs_embeds.device)
             has_image = image_mask.any(-1, keepdim=True)
-            weights = self.get_local_weights(image_features, image_rows, text_embeddings).to(embeddings)
+            weights = self.get_local_weights(image_features, image_rows, inputs_embeds, text_mask).to(embeddings)
             weights = torch.where(has_image, weights, 0.0)
             mix = weights @ embeddings[:-1]
             vectors = torch.where(

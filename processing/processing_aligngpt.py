@@ -34,6 +34,8 @@ class AlignGPTProcessor(LlavaProcessor):
         image_token (`str`, *optional*, defaults to `"<image>"`): placeholder of an image.
         align_token (`str`, *optional*, defaults to `"<align>"`): placeholder of the alignment vector.
         num_additional_image_tokens (`int`, *optional*, defaults to 0): e.g. 1 for a tower with a CLS token.
+        add_align_token (`bool`, *optional*, defaults to `True`): with `False` texts get no `<align>`, and the model
+            that is trained on them is a LLaVA: the baseline that AlignGPT is compared with.
 
     Raises:
         ValueError: if the tokenizer lacks one of the placeholders.
@@ -49,6 +51,7 @@ class AlignGPTProcessor(LlavaProcessor):
         image_token="<image>",
         align_token="<align>",
         num_additional_image_tokens=0,
+        add_align_token=True,
         **kwargs,
     ):
         super().__init__(
@@ -60,6 +63,7 @@ class AlignGPTProcessor(LlavaProcessor):
             image_token=image_token,
             num_additional_image_tokens=num_additional_image_tokens,
         )
+        self.add_align_token = add_align_token
         self.align_token = getattr(tokenizer, "align_token", None) or align_token
         self.align_token_id = tokenizer.convert_tokens_to_ids(self.align_token)
         for name in ("image_token", "align_token"):
@@ -189,7 +193,7 @@ class AlignGPTProcessor(LlavaProcessor):
         text, batch_offsets = super().get_text_with_replacements(text, *args, **kwargs)
         for index, offsets in enumerate(batch_offsets):
             start = self._get_align_position(text[index])
-            if not offsets or text[index].startswith(self.align_token, start):
+            if not self.add_align_token or not offsets or text[index].startswith(self.align_token, start):
                 continue
             text[index] = text[index][:start] + self.align_token + text[index][start:]
             # Recorded as a replacement of nothing, so that spans of the template (assistant turns) move along
@@ -210,7 +214,7 @@ class AlignGPTProcessor(LlavaProcessor):
 
     def _check_special_mm_tokens(self, text: list[str], text_inputs: BatchEncoding, modalities: list[str]):
         super()._check_special_mm_tokens(text, text_inputs, modalities)
-        for index, input_ids in enumerate(text_inputs["input_ids"]):
+        for index, input_ids in enumerate(text_inputs["input_ids"] if self.add_align_token else []):
             if self.image_token_id in input_ids and self.align_token_id not in input_ids:
                 raise ValueError(
                     f"Sample {index} lost its {self.align_token} in truncation. Truncate on the right, raise "

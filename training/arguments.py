@@ -1,5 +1,6 @@
 """Arguments of the training scripts: TRL's own and what AlignGPT's stages add; and recipes by name."""
 
+import dataclasses
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -52,7 +53,10 @@ class ComposeArguments:
 
 @dataclass
 class AblationArguments:
-    """The paper's ablations of stage 2, as fields of the model's configuration; by default as in the checkpoint."""
+    """
+    How stage 2 mixes the alignment embeddings: the paper's ablations and other gates, as fields of the model's
+    configuration; by default as in the checkpoint.
+    """
 
     alignment_mode: Literal["adaptive", "average", "local", "global"] | None = field(
         default=None, metadata={"help": "How the alignment embeddings are mixed."}
@@ -60,9 +64,23 @@ class AblationArguments:
     alignment_gate_text: Literal["prompt", "all"] | None = field(
         default=None, metadata={"help": "What the gate reads; `all` includes the answers, as in the authors' code."}
     )
+    alignment_gate_query: Literal["mean", "attention"] | None = field(
+        default=None, metadata={"help": "How the text becomes the vector that image tokens are compared with."}
+    )
+    alignment_gate_normalization: Literal["none", "layer_norm", "cosine"] | None = field(
+        default=None, metadata={"help": "How the gate's inputs are normalised; `none` is the authors' gate."}
+    )
+    alignment_gate_temperature: float | None = field(
+        default=None, metadata={"help": "Divides the gate's logits; 1 is the authors' gate."}
+    )
     random_alignment_embeddings: bool = field(
         default=False, metadata={"help": "Draw the alignment embeddings anew, which forgets what stage 1 learnt."}
     )
+
+    def get_config_fields(self) -> dict[str, str | float]:
+        """What is given here, as fields of [`~aligngpt.AlignGPTConfig`]."""
+        fields = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
+        return {name: value for name, value in fields.items() if name.startswith("alignment_") and value is not None}
 
 
 @dataclass

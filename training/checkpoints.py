@@ -33,10 +33,11 @@ def load_processor(model_args: ModelConfig) -> AlignGPTProcessor:
     return AutoProcessor.from_pretrained(name, revision=revision)
 
 
-def load_model(model_args: ModelConfig) -> AlignGPTForConditionalGeneration:
+def load_model(model_args: ModelConfig, **config_fields) -> AlignGPTForConditionalGeneration:
     """
     The model of `model_name_or_path`, which [`load_processor`] has looked at, in the precision and with the attention
-    that the arguments name. With `load_in_4bit` or `load_in_8bit` only the language model's blocks are quantised.
+    that the arguments name, with `config_fields` instead of those of its configuration. With `load_in_4bit` or
+    `load_in_8bit` only the language model's blocks are quantised.
     """
     quantization_config = get_quantization_config(model_args)
     if quantization_config is not None:
@@ -47,6 +48,7 @@ def load_model(model_args: ModelConfig) -> AlignGPTForConditionalGeneration:
         dtype=model_args.dtype,
         attn_implementation=model_args.attn_implementation,
         quantization_config=quantization_config,
+        **config_fields,
     )
 
 

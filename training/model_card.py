@@ -102,7 +102,8 @@ class StageRecord:
             hyperparameters |= {name: getattr(model_args, name) for name in LORA if getattr(model_args, name)}
         if model_args.load_in_4bit:
             hyperparameters["quantization"] = model_args.bnb_4bit_quant_type
-        names = ("num_alignment_levels", "alignment_mode", "alignment_gate_text")
+        gate = ("text", "query", "normalization", "temperature")
+        names = ("num_alignment_levels", "alignment_mode", *(f"alignment_gate_{name}" for name in gate))
         entry = {
             "stage": stage,
             "base_models": [_without_folders(name) for name in base_models],

@@ -34,7 +34,13 @@ from aligngpt.training.checkpoints import find_checkpoint, load_model, load_proc
 from aligngpt.training.collator import AlignGPTDataCollator
 from aligngpt.training.data import load_datasets
 from aligngpt.training.model_card import StageRecord
-from aligngpt.training.stages import ablate, check_adapter, get_lora_config, get_trained_modules, select_trainable
+from aligngpt.training.stages import (
+    check_adapter,
+    get_lora_config,
+    get_trained_modules,
+    redraw_alignment_embeddings,
+    select_trainable,
+)
 from aligngpt.training.trainer import AlignGPTTrainer, finish
 
 
@@ -62,8 +68,9 @@ def main(
         sys.exit(check_data(data_args, training_args, collator))  # for which no weights are needed
 
     set_seed(training_args.seed)
-    model = load_model(model_args)
-    ablate(model, ablation_args)
+    model = load_model(model_args, **ablation_args.get_config_fields())
+    if ablation_args.random_alignment_embeddings:
+        redraw_alignment_embeddings(model)
     extra = ["model.vision_tower"] if training_args.train_vision_tower else []
     extra += ["model.alignment_embeddings"] if training_args.train_alignment_embeddings else []
     trained = get_trained_modules(model, "sft", *extra)

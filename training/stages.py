@@ -85,20 +85,16 @@ def hold_trained_in_float32(model: nn.Module, autocast: bool) -> None:
             parameter.data = parameter.data.float()
 
 
-def ablate(model: AlignGPTForConditionalGeneration, args: AblationArguments) -> None:
-    """Applies the paper's ablations of stage 2 to a model, in place."""
-    for name in ("alignment_mode", "alignment_gate_text"):
-        if getattr(args, name) is not None:
-            setattr(model.config, name, getattr(args, name))
-    if args.random_alignment_embeddings:
-        weight, gathered = model.model.alignment_embeddings.weight, nullcontext()
-        if is_deepspeed_zero3_enabled():  # every process has a part of it
-            import deepspeed
+def redraw_alignment_embeddings(model: AlignGPTForConditionalGeneration) -> None:
+    """Draws the alignment embeddings anew, in place: the paper's ablation without what stage 1 learnt."""
+    weight, gathered = model.model.alignment_embeddings.weight, nullcontext()
+    if is_deepspeed_zero3_enabled():  # every process has a part of it
+        import deepspeed
 
-            gathered = deepspeed.zero.GatheredParameters(weight, modifier_rank=0)
-        with gathered:
-            if weight.numel():
-                nn.init.xavier_uniform_(weight)
+        gathered = deepspeed.zero.GatheredParameters(weight, modifier_rank=0)
+    with gathered:
+        if weight.numel():
+            nn.init.xavier_uniform_(weight)
 
 
 def check_adapter(ablation_args: AblationArguments, training_args: StageConfig, model_args: ModelConfig) -> None:
@@ -111,7 +107,7 @@ def check_adapter(ablation_args: AblationArguments, training_args: StageConfig, 
     if ablation_args != AblationArguments():
         raise ValueError(
             "An adapter does not hold the ablation's configuration, and would be loaded on the base without it: set "
-            "alignment_mode or alignment_gate_text in the base's config.json, or train without use_peft."
+            "alignment_mode or alignment_gate_* in the base's config.json, or train without use_peft."
         )
     if training_args.push_to_hub and os.path.isdir(model_args.model_name_or_path or ""):
         raise ValueError(

@@ -23,9 +23,10 @@ import aligngpt  # noqa: F401  registers with the Auto classes
 BATCH_SIZE = 100
 
 
-def load(folder: Path) -> tuple:
-    """Model and processor of a folder."""
-    return AutoModelForImageTextToText.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
+def load(folder: Path, **config_fields) -> tuple:
+    """Model and processor of a folder, with `config_fields` instead of those of its configuration."""
+    model = AutoModelForImageTextToText.from_pretrained(folder, **config_fields)
+    return model.eval(), AutoProcessor.from_pretrained(folder)
 
 
 @torch.inference_mode()

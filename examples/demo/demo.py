@@ -22,8 +22,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from datasets import load_dataset
+from reading import example
 from report import check_results, show_results, show_scores, write_model_card
 from rich.console import Console
+from scenes import IMAGE_SIZE
 from tiny_clip import train_clip
 from tiny_llama import train_llama
 from write_data import write_conversations, write_pairs, write_questions, write_scenes
@@ -91,9 +93,9 @@ def main() -> int:
     with phase("Drawing pictures", times):
         draw(data, *((64, 16) if args.smoke else (6000, 320)))
     with phase("Training a tiny CLIP", times):
-        train_clip(data / "pairs.jsonl", clip, **({"epochs": 1, "batch_size": 32} if args.smoke else {}))
+        train_clip(data / "pairs.jsonl", clip, IMAGE_SIZE, **({"epochs": 1, "batch_size": 32} if args.smoke else {}))
     with phase("Training a tiny LLaMA", times):
-        train_llama(llama, **({"steps": 4, "num_texts": 2000} if args.smoke else {}))
+        train_llama(llama, example, **({"steps": 4, "num_texts": 2000} if args.smoke else {}))
     with phase("Scoring the pairs and cutting the scores into 8 levels", times):
         score(data, clip, scores, levels)
     with phase("Stage 1: pre-training with alignment levels", times):

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from scenes import IMAGE_SIZE
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch.optim.lr_scheduler import OneCycleLR
 from tqdm import trange
@@ -39,15 +38,15 @@ def word_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     )  # fmt: skip
 
 
-def clip_processor(texts: list[str]) -> CLIPProcessor:
-    """Image processor for 32x32 pixels plus the word tokenizer."""
-    size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
-    images = CLIPImageProcessorPil(size={"shortest_edge": IMAGE_SIZE}, crop_size=size)
+def clip_processor(texts: list[str], image_size: int) -> CLIPProcessor:
+    """Image processor for square pictures of `image_size` pixels plus the word tokenizer."""
+    size = {"height": image_size, "width": image_size}
+    images = CLIPImageProcessorPil(size={"shortest_edge": image_size}, crop_size=size)
     return CLIPProcessor(images, word_tokenizer(texts))
 
 
-def clip_model(tokenizer: PreTrainedTokenizerFast, width: int = 64, layers: int = 3) -> CLIPModel:
-    """A CLIP of 4 patches (16x16 pixels, one per cell of the grid) with random weights."""
+def clip_model(tokenizer: PreTrainedTokenizerFast, image_size: int, width: int = 64, layers: int = 3) -> CLIPModel:
+    """A CLIP with patches of 16x16 pixels, one per cell of the grid, and random weights."""
     tower = {
         "hidden_size": width,
         "intermediate_size": 4 * width,
@@ -59,7 +58,7 @@ def clip_model(tokenizer: PreTrainedTokenizerFast, width: int = 64, layers: int 
     model = CLIPModel(
         CLIPConfig(
             text_config={**tower, **text, **tokens, "num_hidden_layers": 2, "pad_token_id": tokenizer.pad_token_id},
-            vision_config={**tower, "image_size": IMAGE_SIZE, "patch_size": 16},
+            vision_config={**tower, "image_size": image_size, "patch_size": 16},
             projection_dim=width,
             attn_implementation="eager",  # the fastest for so few and so short sequences
         )
@@ -70,7 +69,7 @@ def clip_model(tokenizer: PreTrainedTokenizerFast, width: int = 64, layers: int 
 
 
 def load_pixels(paths: list[Path], processor: CLIPProcessor) -> torch.Tensor:
-    """What the image processor gives for 32x32 pictures, for all of them at once: (n, 3, 32, 32)."""
+    """What the image processor gives for pictures of its size, for all of them at once: (n, 3, height, width)."""
     pixels = np.stack([np.asarray(Image.open(path).convert("RGB")) for path in paths])
     mean, std = (
         np.array(value, dtype=np.float32)
@@ -82,6 +81,7 @@ def load_pixels(paths: list[Path], processor: CLIPProcessor) -> torch.Tensor:
 def train_clip(
     pairs: Path,
     folder: Path,
+    image_size: int,
     epochs: int = 10,
     batch_size: int = 256,
     learning_rate: float = 1.5e-3,
@@ -94,10 +94,10 @@ def train_clip(
     torch.manual_seed(0)
     records = [json.loads(line) for line in pairs.read_text(encoding="utf-8").splitlines()]
     texts = [record["caption"] for record in records]
-    processor = clip_processor(texts)
+    processor = clip_processor(texts, image_size)
     pixels = load_pixels([pairs.parent / record["image"] for record in records], processor)
     tokens = processor.tokenizer(texts, padding=True, return_tensors="pt")
-    model = clip_model(processor.tokenizer, width, layers)
+    model = clip_model(processor.tokenizer, image_size, width, layers)
     steps = epochs * (len(records) // batch_size)
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.05)
     schedule = OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.1)

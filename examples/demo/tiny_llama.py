@@ -1,52 +1,32 @@
 """
 Trains a tiny tokenizer and a tiny LLaMA from scratch, on text alone, in about half a minute on two CPU cores.
 
-What a language model brings along is that it can put into words what it has read, well or badly, as it is asked,
-and answer questions about it. So this one reads scenes as shuffled notes ("top-left-red top-left-circle ...") and
-learns to describe them after a word that says how ("exactly", "briefly", "wrongly"), and to chat about them. Stage 1
-then has to find, for the patches of a picture, the place of such notes, and for each alignment level the place of such
-a request.
-
 The folder it saves stands where a user puts `lmsys/vicuna-7b-v1.5`: it holds a SentencePiece `tokenizer.model`, as
-Vicuna's does. Over the 100 lines of an example: corpus, tokenizer and training make one part.
+Vicuna's does.
 """
 
 import json
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import sentencepiece
 import torch
-from scenes import Scene, random_scene
-from texts import QUALITIES, caption
 from torch.nn.utils.rnn import pad_sequence
 from torch.optim.lr_scheduler import OneCycleLR
 from tqdm import trange
 from transformers import LlamaConfig, LlamaForCausalLM
-from write_data import SYSTEM, conversation
 
 
 BOS, EOS = 1, 2
-REQUESTS = dict(zip(QUALITIES, ("wrongly", "vaguely", "briefly", "fully", "exactly"), strict=True))
-CAPTION_SHARE = 0.4  # of the texts; the others are chats
+Piece = tuple[str, bool]  # text that is tokenised on its own, and whether the loss is on it
 
 
-def notes(scene: Scene, rng: random.Random) -> str:
-    """Two words per thing, in any order."""
-    words = [f"{thing.place}-{word}" for thing in scene.things for word in (thing.colour, thing.shape)]
-    return " ".join(rng.sample(words, len(words)))
-
-
-def example(rng: random.Random) -> list[tuple[str, bool]]:
-    """A text of the corpus: pieces that are tokenised one by one, and whether the loss is on them."""
-    scene = random_scene(rng)
-    if rng.random() < CAPTION_SHARE:
-        quality = rng.choice(QUALITIES)
-        return [(REQUESTS[quality], False), (notes(scene, rng), False), (caption(scene, quality, rng) + "\n", True)]
-    pieces = [(f"{SYSTEM} USER: ", False), (notes(scene, rng), False)]
-    for number, message in enumerate(conversation(scene, 5, rng)):
+def chat_pieces(system: str, read: str, messages: list[dict[str, str]]) -> list[Piece]:
+    """A chat about something that was `read`, as the Vicuna template writes it, with the loss on the answers."""
+    pieces = [(f"{system} USER: ", False), (read, False)]
+    for number, message in enumerate(messages):
         if message["role"] == "user":
             pieces.append((("USER: " if number else "\n") + message["content"] + " ASSISTANT:", False))
         else:
@@ -54,7 +34,7 @@ def example(rng: random.Random) -> list[tuple[str, bool]]:
     return pieces
 
 
-def train_tokenizer(folder: Path, corpus: list[list[tuple[str, bool]]]) -> sentencepiece.SentencePieceProcessor:
+def train_tokenizer(folder: Path, corpus: list[list[Piece]], vocab_size: int) -> sentencepiece.SentencePieceProcessor:
     """A SentencePiece BPE model with LLaMA's settings, saved with its tokenizer_config.json."""
     folder.mkdir(parents=True, exist_ok=True)
     texts = (re.sub(r"([.,?])", r" \1", text.strip()) for pieces in corpus for text, _ in pieces if text != "</s>")
@@ -62,7 +42,7 @@ def train_tokenizer(folder: Path, corpus: list[list[tuple[str, bool]]]) -> sente
         sentence_iterator=texts,
         model_prefix=str(folder / "tokenizer"),
         model_type="bpe",
-        vocab_size=600,
+        vocab_size=vocab_size,
         hard_vocab_limit=False,
         byte_fallback=True,
         split_digits=True,
@@ -79,9 +59,7 @@ def train_tokenizer(folder: Path, corpus: list[list[tuple[str, bool]]]) -> sente
     return sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
 
 
-def encode(
-    tokenizer: sentencepiece.SentencePieceProcessor, pieces: list[tuple[str, bool]]
-) -> tuple[torch.Tensor, torch.Tensor]:
+def encode(tokenizer: sentencepiece.SentencePieceProcessor, pieces: list[Piece]) -> tuple[torch.Tensor, torch.Tensor]:
     """Ids of BOS and the pieces, and labels."""
     ids, labels = [BOS], [-100]
     for text, is_target in pieces:
@@ -101,14 +79,21 @@ def batches(examples: list, batch_size: int, rng: random.Random) -> Iterator[dic
             yield {"input_ids": pad_sequence(ids, True), "labels": pad_sequence(labels, True, padding_value=-100)}
 
 
-def train_llama(folder: Path, steps: int = 550, batch_size: int = 32, num_texts: int = 12000) -> Path:
-    """Trains and saves model and tokenizer to `folder`, or finds them there."""
+def train_llama(
+    folder: Path,
+    write_text: Callable[[random.Random], list[Piece]],
+    steps: int = 550,
+    batch_size: int = 32,
+    num_texts: int = 12000,
+    vocab_size: int = 600,
+) -> Path:
+    """Trains on texts by `write_text` and saves model and tokenizer to `folder`, or finds them there."""
     if (folder / "config.json").exists():
         return folder
     torch.manual_seed(0)
     rng = random.Random(0)
-    corpus = [example(rng) for _ in range(num_texts)]
-    tokenizer = train_tokenizer(folder, corpus[:2000])
+    corpus = [write_text(rng) for _ in range(num_texts)]
+    tokenizer = train_tokenizer(folder, corpus[:2000], vocab_size)
     config = LlamaConfig(
         vocab_size=tokenizer.vocab_size(),
         hidden_size=128,

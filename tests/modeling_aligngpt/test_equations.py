@@ -15,15 +15,38 @@ def slow_linear(layer, values):
     return [sum(w * v for w, v in zip(row, values, strict=True)) + b for row, b in zip(weight, bias, strict=True)]
 
 
+def slow_dot(first, second):
+    return sum(a * b for a, b in zip(first, second, strict=True))
+
+
+def slow_softmax(values):
+    exponentials = [math.exp(value) for value in values]
+    return [value / sum(exponentials) for value in exponentials]
+
+
 def slow_gate_weights(model, images, text):
     """Equation 2 for one sample: `images` is a list of images, each a list of T vectors; `text` a list of vectors."""
-    mean = [sum(column) / len(text) for column in zip(*text, strict=True)]
-    scores = [[sum(a * b for a, b in zip(token, mean, strict=True)) for token in image] for image in images]
+    config, gate = model.config, model.model.alignment_gate
+    parts = [1 / len(text)] * len(text)
+    if config.alignment_gate_query == "attention":
+        parts = slow_softmax([slow_dot(gate.text_attention.weight[0].tolist(), vector) for vector in text])
+    query = [slow_dot(parts, column) for column in zip(*text, strict=True)]
+    scores = [[slow_dot(token, query) for token in image] for image in images]
+    if config.alignment_gate_normalization == "cosine":
+        scores = [
+            [
+                math.sqrt(len(query)) * score / math.sqrt(slow_dot(token, token) * slow_dot(query, query))
+                for token, score in zip(image, row, strict=True)
+            ]
+            for image, row in zip(images, scores, strict=True)
+        ]
     scores = [sum(column) / len(images) for column in zip(*scores, strict=True)]
-    gate = model.model.alignment_gate
+    if config.alignment_gate_normalization == "layer_norm":
+        mean = sum(scores) / len(scores)
+        variance = sum((score - mean) ** 2 for score in scores) / len(scores)
+        scores = [(score - mean) / math.sqrt(variance + 1e-5) for score in scores]
     logits = slow_linear(gate.linear_2, [gelu(value) for value in slow_linear(gate.linear_1, scores)])
-    exponentials = [math.exp(logit) for logit in logits]
-    return [value / sum(exponentials) for value in exponentials]
+    return slow_softmax([logit / config.alignment_gate_temperature for logit in logits])
 
 
 def slow_mix(table, weights, with_global=True):
@@ -88,6 +111,34 @@ def test_equation_2_gives_the_softmax_of_the_gate_over_image_and_text(model, inp
         expected = slow_gate_weights(model, images, text) if images else [0.0] * 7
         torch.testing.assert_close(weights[row].tolist(), expected, atol=1e-5, rtol=1e-5)
     assert (weights[0] - weights[1]).abs().max() > 1e-3, "the gate gives all rows the same: the test shows nothing"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"alignment_gate_query": "attention"},
+        {"alignment_gate_normalization": "layer_norm"},
+        {"alignment_gate_normalization": "cosine"},
+        {"alignment_gate_temperature": 0.2},
+        {
+            "alignment_gate_query": "attention",
+            "alignment_gate_normalization": "cosine",
+            "alignment_gate_temperature": 0.5,
+        },
+    ],
+)
+def test_another_gate_is_a_field_of_the_configuration_and_loaded_with_the_model(model, inputs, tmp_path, fields):
+    model.save_pretrained(tmp_path)
+    changed = type(model).from_pretrained(tmp_path, **fields).eval()
+    for parameter in changed.model.alignment_gate.parameters():
+        torch.nn.init.normal_(parameter)  # far from uniform weights, which any gate would give
+    changed.save_pretrained(tmp_path / "changed")
+    loaded = type(model).from_pretrained(tmp_path / "changed").eval()
+    weights = loaded.get_alignment_weights(**inputs)
+    for row, (images, text) in enumerate(parts_of_rows(loaded, inputs)):
+        expected = slow_gate_weights(loaded, images, text) if images else [0.0] * 7
+        torch.testing.assert_close(weights[row].tolist(), expected, atol=1e-4, rtol=1e-4)
+    assert (weights[0] - model.get_alignment_weights(**inputs)[0]).abs().max() > 1e-2
 
 
 @pytest.mark.parametrize("mode", ["adaptive", "local", "average", "global"])

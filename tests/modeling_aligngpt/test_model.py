@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
-from aligngpt import AlignGPTForConditionalGeneration
+from aligngpt import AlignGPTForConditionalGeneration, AlignGPTProcessor
 
 
 @pytest.fixture
@@ -81,6 +81,20 @@ def test_a_llava_checkpoint_loads_with_only_the_new_parts_missing(tmp_path, mode
     for name, tensor in llava.state_dict().items():
         torch.testing.assert_close(loaded.state_dict()[name], tensor)
     assert loaded.model.alignment_embeddings.weight.std() > 0.1  # xavier-uniform on (8, 32)
+
+
+def test_without_the_align_token_the_model_is_a_llava(model, processor, rows, tmp_path):
+    fields = {name: value for name, value in model.config.to_dict().items() if name in LlavaConfig().to_dict()}
+    llava = LlavaForConditionalGeneration(LlavaConfig(**{**fields, "model_type": "llava"})).eval()
+    llava.load_state_dict({name: model.state_dict()[name] for name in llava.state_dict()})
+    processor.add_align_token = False
+    processor.save_pretrained(tmp_path)
+    loaded = AlignGPTProcessor.from_pretrained(tmp_path)
+    inputs = loaded(images=rows[0][1], text=rows[0][0], return_tensors="pt")
+    assert model.config.align_token_id not in inputs["input_ids"]
+    with torch.no_grad():
+        expected = llava(**{name: inputs[name] for name in ("input_ids", "attention_mask", "pixel_values")}).logits
+        torch.testing.assert_close(model(**inputs).logits, expected)
 
 
 def test_every_alignment_and_gate_parameter_gets_a_gradient(model, processor, rows):

@@ -37,6 +37,9 @@ def test_stage_2_changes_exactly_projector_language_model_and_gate(stage_1, stag
     assert changed(before, after) == {name for name in after if name.startswith(trained)}
 
 
+TEXT_ATTENTION = "model.alignment_gate.text_attention.weight"
+
+
 @pytest.mark.parametrize(
     ("flag", "module"),
     [("train_vision_tower", "model.vision_tower."), ("train_alignment_embeddings", "model.alignment_embeddings.")],
@@ -63,6 +66,16 @@ def test_the_ablations_of_stage_2_are_saved_with_the_model(run_sft, stage_1, tmp
     differing = changed(before, after)
     assert "model.alignment_embeddings.weight" in differing
     assert not any("alignment_gate" in name for name in differing), "there is no gate in this mode"
+
+
+def test_another_gate_is_trained_and_saved_with_the_model(run_sft, stage_1, tmp_path):
+    arguments = ["--alignment_gate_query", "attention", "--alignment_gate_normalization", "cosine"]
+    run_sft(stage_1, tmp_path, *arguments, "--alignment_gate_temperature", "0.5", "--max_steps", "2")
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path)
+    gate, fields = model.model.alignment_gate, ("query", "normalization", "temperature")
+    assert [getattr(model.config, f"alignment_gate_{name}") for name in fields] == ["attention", "cosine", 0.5]
+    torch.testing.assert_close(gate.text_attention.weight, load_weights(tmp_path)[TEXT_ATTENTION])
+    assert not load_weights(stage_1).keys() & {TEXT_ATTENTION}
 
 
 def test_both_outputs_load_through_the_auto_classes_and_answer(stage_1, stage_2, make_image):
