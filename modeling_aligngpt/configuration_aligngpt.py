@@ -3,7 +3,7 @@
 import math
 from typing import Any, Literal
 
-from huggingface_hub.dataclasses import strict
+from huggingface_hub.dataclasses import strict, validated_field
 from transformers import LlavaConfig
 
 
@@ -17,6 +17,11 @@ AUTO_MAP = {
     "AutoModelForImageTextToText": "modeling_aligngpt.AlignGPTForConditionalGeneration",
     "AutoProcessor": "processing_aligngpt.AlignGPTProcessor",
 }
+
+
+def check_positive(value: float) -> None:
+    if not 0 < value < math.inf:
+        raise ValueError(f"{value} is not above 0 and finite.")
 
 
 @strict
@@ -48,10 +53,11 @@ class AlignGPTConfig(LlavaConfig):
             How that text becomes the one vector that image tokens are compared with: the mean of its embeddings
             (equation 2), or a mean weighted by a learnt softmax over the tokens, so that the few words that tell one
             question from another are not drowned in what all prompts share.
-        alignment_gate_normalization (`"none"`, `"layer_norm"` or `"cosine"`, *optional*, defaults to `"none"`):
-            What the gate's MLP is given. `none`: the T dot products (equation 2). `layer_norm`: these, brought to mean
-            0 and variance 1 over the T tokens. `cosine`: cosine similarities times the square root of D, which have
-            variance 1 between unrelated vectors.
+        alignment_gate_input (`str`, *optional*, defaults to `"dot_product"`):
+            What the gate's MLP is given, one of four. `dot_product`: those of the T image tokens with the text's vector (equation
+            2). `layer_norm`: these, brought to mean 0 and variance 1 over the T tokens. `cosine`: cosine similarities
+            times the square root of D, which have variance 1 between unrelated vectors. `text`: the text's vector
+            alone, brought to mean 0 and variance 1 over its D numbers; the question decides, whatever the image.
         alignment_gate_temperature (`float`, *optional*, defaults to 1.0):
             Divides the gate's logits before the softmax.
         vision_scales (`list[int]`, *optional*):
@@ -66,8 +72,9 @@ class AlignGPTConfig(LlavaConfig):
             Version of aligngpt that wrote the configuration. Written on every save.
 
     Raises:
-        ValueError: if there are fewer than 2 levels, the temperature is not positive, `<image>` and `<align>` share an
-            id, or scales are no positive integers or meet a tower whose kept features are not its patch grid.
+        StrictDataclassFieldValidationError: if a field has a value of another type, or a temperature is not above 0.
+        ValueError: if there are fewer than 2 levels, `<image>` and `<align>` share an id, or scales are no positive
+            integers or meet a tower whose kept features are not its patch grid.
     """
 
     model_type = "aligngpt"
@@ -78,8 +85,8 @@ class AlignGPTConfig(LlavaConfig):
     alignment_mode: Literal["adaptive", "average", "local", "global"] = "adaptive"
     alignment_gate_text: Literal["prompt", "all"] = "prompt"
     alignment_gate_query: Literal["mean", "attention"] = "mean"
-    alignment_gate_normalization: Literal["none", "layer_norm", "cosine"] = "none"
-    alignment_gate_temperature: float = 1.0
+    alignment_gate_input: Literal["dot_product", "layer_norm", "cosine", "text"] = "dot_product"
+    alignment_gate_temperature: float | int = validated_field(default=1.0, validator=check_positive)
     vision_scales: list[int] | None = None
     lm_head_bias: bool = False
     align_token_id: int = 32001
@@ -94,8 +101,6 @@ class AlignGPTConfig(LlavaConfig):
                 f"num_alignment_levels is {self.num_alignment_levels}; the gate needs at least one local level beside "
                 "the global one, so at least 2."
             )
-        if not self.alignment_gate_temperature > 0:
-            raise ValueError(f"alignment_gate_temperature is {self.alignment_gate_temperature}; it must be above 0.")
         if self.align_token_id == self.image_token_index:
             raise ValueError(f"align_token_id and image_token_index are both {self.align_token_id}; they must differ.")
         if self.vision_scales is not None:

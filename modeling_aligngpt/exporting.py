@@ -86,7 +86,8 @@ def export_llava(
         setattr(llava.model, name, getattr(model.model, name))
     llava.lm_head = torch.nn.Linear(*reversed(model.lm_head.weight.shape), bias=False, device="meta")
     llava.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
-    llava.get_input_embeddings().weight[model.config.align_token_id] = vector
+    if processor.add_align_token:
+        llava.get_input_embeddings().weight[model.config.align_token_id] = vector
     llava.generation_config, llava.config.dtype = model.generation_config, model.dtype
     try:
         logits = llava(**{name: probe[name] for name in ("input_ids", "attention_mask", "pixel_values")}).logits
@@ -97,7 +98,7 @@ def export_llava(
         raise ValueError("LLaVA's classes do not give this model's logits: its tower or its head is none they know.")
 
     templates = processor.chat_template
-    templates = templates if isinstance(templates, dict) else {"default": templates}
+    template = templates["default"] if isinstance(templates, dict) else templates
     stock = LlavaProcessor(
         processor.image_processor,
         processor.tokenizer,
@@ -105,7 +106,7 @@ def export_llava(
         vision_feature_select_strategy=processor.vision_feature_select_strategy,
         num_additional_image_tokens=processor.num_additional_image_tokens,
         image_token=processor.image_token,
-        chat_template=_write_align(templates["default"], processor.align_token),
+        chat_template=_write_align(template, processor.align_token) if processor.add_align_token else template,
     )
     return llava, stock
 

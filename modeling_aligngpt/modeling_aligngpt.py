@@ -79,18 +79,22 @@ class AlignmentGate(nn.Module):
     """
     The adaptive gate of equation 2: alpha = softmax(W (H_I (x) H_T) + b), where `H_I (x) H_T` are the dot products of
     the T image tokens with the mean embedding of the text and W is a two-layer MLP. `config.alignment_gate_query`,
-    `_normalization` and `_temperature` change what is compared and how sharply; their defaults are the equation.
+    `_input` and `_temperature` change what is compared and how sharply; their defaults are the equation.
     """
 
     def __init__(self, config: AlignGPTConfig):
         super().__init__()
-        self.normalization = config.alignment_gate_normalization
+        hidden_size = config.get_text_config().hidden_size
+        self.input = config.alignment_gate_input
         self.temperature = config.alignment_gate_temperature
+        self.text_attention = None
         if config.alignment_gate_query == "attention":
-            self.text_attention = nn.Linear(config.get_text_config().hidden_size, 1, bias=False)
+            self.text_attention = nn.Linear(hidden_size, 1, bias=False)
+        # By another name, so that a checkpoint with the one gate is a valid start for the other
+        if self.input == "text":
+            self.text_linear = nn.Linear(hidden_size, config.alignment_gate_hidden_size)
         else:
-            self.text_attention = None
-        self.linear_1 = nn.Linear(config.image_seq_length, config.alignment_gate_hidden_size)
+            self.linear_1 = nn.Linear(config.image_seq_length, config.alignment_gate_hidden_size)
         self.act = ACT2FN["gelu"]
         self.linear_2 = nn.Linear(config.alignment_gate_hidden_size, config.num_alignment_levels - 1)
 
@@ -100,33 +104,40 @@ class AlignmentGate(nn.Module):
             text_mask = text_mask.to(text_embeddings.dtype)
             num_tokens = text_mask.sum(-1, keepdim=True).clamp(min=1)
             return torch.einsum("bl,bld->bd", text_mask, text_embeddings) / num_tokens
-        scores = self.text_attention(text_embeddings).squeeze(-1).float()  # (B, L)
+        # With a device_map the gate may be elsewhere
+        scores = self.text_attention(text_embeddings).squeeze(-1).to(text_mask.device, torch.float32)  # (B, L)
         scores = scores.masked_fill(~text_mask, torch.finfo(scores.dtype).min)
-        return torch.einsum("bl,bld->bd", scores.softmax(-1).to(text_embeddings.dtype), text_embeddings)
+        weights = scores.softmax(-1) * text_mask  # nothing in a row without text, as the mean
+        return torch.einsum("bl,bld->bd", weights.to(text_embeddings.dtype), text_embeddings)
 
     def compare(
         self, image_features: torch.Tensor, text_vectors: torch.Tensor, image_rows: torch.LongTensor
     ) -> torch.Tensor:
         """
-        What the MLP is given, (B, T): H_I (x) H_T from image features (n, T, D), text vectors (B, D) and the row that
-        each image belongs to (n,). The values of a row's images are averaged.
+        What the MLP is given, (B, T) or (B, D): H_I (x) H_T from image features (n, T, D), text vectors (B, D) and the
+        row that each image belongs to (n,), or the text alone. The values of a row's images are averaged.
         """
+        if self.input == "text":
+            return nn.functional.layer_norm(text_vectors, text_vectors.shape[-1:])
         num_rows = text_vectors.shape[0]
-        if self.normalization == "cosine":
-            image_features = nn.functional.normalize(image_features, dim=-1)
-            text_vectors = nn.functional.normalize(text_vectors, dim=-1) * text_vectors.shape[-1] ** 0.5
+        if self.input == "cosine":
+            # In float32: half precision knows no number small enough to keep a vector of zeros from 0 / 0
+            image_features = nn.functional.normalize(image_features.float(), dim=-1).to(image_features.dtype)
+            text_vectors = nn.functional.normalize(text_vectors.float(), dim=-1).to(text_vectors.dtype)
+            text_vectors = text_vectors * text_vectors.shape[-1] ** 0.5
         scores = torch.einsum("ntd,nd->nt", image_features, text_vectors[image_rows])  # (n, T)
         images_per_row = scores.new_zeros(num_rows).index_add(0, image_rows, torch.ones_like(scores[:, 0]))
         scores = scores.new_zeros(num_rows, scores.shape[1]).index_add(0, image_rows, scores)
         scores = scores / images_per_row.clamp(min=1).unsqueeze(-1)  # (B, T)
-        return nn.functional.layer_norm(scores, scores.shape[-1:]) if self.normalization == "layer_norm" else scores
+        return nn.functional.layer_norm(scores, scores.shape[-1:]) if self.input == "layer_norm" else scores
 
     def forward(
         self, image_features: torch.Tensor, text_vectors: torch.Tensor, image_rows: torch.LongTensor
     ) -> torch.Tensor:
         """Weights of the local alignment embeddings, (B, N-1); arguments as in `compare`."""
-        scores = self.compare(image_features, text_vectors, image_rows)
-        logits = self.linear_2(self.act(self.linear_1(scores))) / self.temperature  # (B, N-1)
+        first_layer = self.text_linear if self.input == "text" else self.linear_1
+        hidden_states = self.act(first_layer(self.compare(image_features, text_vectors, image_rows)))
+        logits = self.linear_2(hidden_states) / self.temperature  # (B, N-1)
         # The weights mix rows of a table of half-precision vectors: rounding belongs after the softmax, not inside
         return nn.functional.softmax(logits, dim=-1, dtype=torch.float32).to(logits.dtype)
 

@@ -160,10 +160,12 @@ class AlignGPTProcessor(LlavaProcessor):
                         f"{self.image_token} per image. The text starts with {sample[:80]!r}."
                     )
                 start = self._get_align_position(sample)
-                if sample.count(self.align_token) != (found > 0 and sample.startswith(self.align_token, start)):
+                may_have = self.add_align_token and found > 0 and sample.startswith(self.align_token, start)
+                if sample.count(self.align_token) != may_have:
                     raise ValueError(
                         f"Sample {index} has a {self.align_token} in its text. The processor puts it into every text "
-                        "with an image, right after BOS; it can stand nowhere else. Remove it."
+                        "with an image, right after BOS (with add_align_token=False into none); it can stand nowhere "
+                        "else. Remove it."
                     )
         super().validate_inputs(images=images, text=text, **kwargs)
 

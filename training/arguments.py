@@ -67,8 +67,8 @@ class AblationArguments:
     alignment_gate_query: Literal["mean", "attention"] | None = field(
         default=None, metadata={"help": "How the text becomes the vector that image tokens are compared with."}
     )
-    alignment_gate_normalization: Literal["none", "layer_norm", "cosine"] | None = field(
-        default=None, metadata={"help": "How the gate's inputs are normalised; `none` is the authors' gate."}
+    alignment_gate_input: Literal["dot_product", "layer_norm", "cosine", "text"] | None = field(
+        default=None, metadata={"help": "What the gate's MLP is given; `dot_product` is the authors' gate."}
     )
     alignment_gate_temperature: float | None = field(
         default=None, metadata={"help": "Divides the gate's logits; 1 is the authors' gate."}

@@ -102,7 +102,7 @@ class StageRecord:
             hyperparameters |= {name: getattr(model_args, name) for name in LORA if getattr(model_args, name)}
         if model_args.load_in_4bit:
             hyperparameters["quantization"] = model_args.bnb_4bit_quant_type
-        gate = ("text", "query", "normalization", "temperature")
+        gate = ("text", "query", "input", "temperature")
         names = ("num_alignment_levels", "alignment_mode", *(f"alignment_gate_{name}" for name in gate))
         entry = {
             "stage": stage,

@@ -95,7 +95,7 @@ def main() -> int:
     with phase("Training a tiny CLIP", times):
         train_clip(data / "pairs.jsonl", clip, IMAGE_SIZE, **({"epochs": 1, "batch_size": 32} if args.smoke else {}))
     with phase("Training a tiny LLaMA", times):
-        train_llama(llama, example, **({"steps": 4, "num_texts": 2000} if args.smoke else {}))
+        train_llama(llama, [(example, 4 if args.smoke else 550)], num_texts=2000 if args.smoke else 12_000)
     with phase("Scoring the pairs and cutting the scores into 8 levels", times):
         score(data, clip, scores, levels)
     with phase("Stage 1: pre-training with alignment levels", times):

@@ -32,4 +32,4 @@ def example(rng: random.Random) -> list[Piece]:
     if rng.random() < CAPTION_SHARE:
         quality = rng.choice(QUALITIES)
         return [(REQUESTS[quality], False), (notes(scene, rng), False), (caption(scene, quality, rng) + "\n", True)]
-    return chat_pieces(SYSTEM, notes(scene, rng), conversation(scene, 5, rng))
+    return chat_pieces(SYSTEM, [(notes(scene, rng), False)], conversation(scene, 5, rng))

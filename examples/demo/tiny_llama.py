@@ -13,6 +13,7 @@ from pathlib import Path
 
 import sentencepiece
 import torch
+from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 from torch.optim.lr_scheduler import OneCycleLR
 from tqdm import trange
@@ -20,12 +21,14 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 
 BOS, EOS = 1, 2
-Piece = tuple[str, bool]  # text that is tokenised on its own, and whether the loss is on it
+# Text that is tokenised on its own, and whether the loss is on it; a tuple of words is read all at once, at one
+# position, as the sum of their embeddings
+Piece = tuple[str | tuple[str, ...], bool]
 
 
-def chat_pieces(system: str, read: str, messages: list[dict[str, str]]) -> list[Piece]:
+def chat_pieces(system: str, read: list[Piece], messages: list[dict[str, str]]) -> list[Piece]:
     """A chat about something that was `read`, as the Vicuna template writes it, with the loss on the answers."""
-    pieces = [(f"{system} USER: ", False), (read, False)]
+    pieces = [(f"{system} USER: ", False), *read]
     for number, message in enumerate(messages):
         if message["role"] == "user":
             pieces.append((("USER: " if number else "\n") + message["content"] + " ASSISTANT:", False))
@@ -37,7 +40,8 @@ def chat_pieces(system: str, read: str, messages: list[dict[str, str]]) -> list[
 def train_tokenizer(folder: Path, corpus: list[list[Piece]], vocab_size: int) -> sentencepiece.SentencePieceProcessor:
     """A SentencePiece BPE model with LLaMA's settings, saved with its tokenizer_config.json."""
     folder.mkdir(parents=True, exist_ok=True)
-    texts = (re.sub(r"([.,?])", r" \1", text.strip()) for pieces in corpus for text, _ in pieces if text != "</s>")
+    texts = (" ".join(text) if isinstance(text, tuple) else text for pieces in corpus for text, _ in pieces)
+    texts = (re.sub(r"([.,?])", r" \1", text.strip()) for text in texts if text != "</s>")
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=texts,
         model_prefix=str(folder / "tokenizer"),
@@ -60,13 +64,16 @@ def train_tokenizer(folder: Path, corpus: list[list[Piece]], vocab_size: int) ->
 
 
 def encode(tokenizer: sentencepiece.SentencePieceProcessor, pieces: list[Piece]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids of BOS and the pieces, and labels."""
-    ids, labels = [BOS], [-100]
+    """Ids of BOS and the pieces, (L, tokens read at once; -1 for none), and labels (L,)."""
+    ids, labels = [[BOS]], [-100]
     for text, is_target in pieces:
-        piece = [EOS] if text == "</s>" else tokenizer.encode(text)
+        if isinstance(text, tuple):
+            piece = [[token for word in text for token in tokenizer.encode(word)]]
+        else:
+            piece = [[EOS]] if text == "</s>" else [[token] for token in tokenizer.encode(text)]
         ids += piece
-        labels += piece if is_target else [-100] * len(piece)
-    return torch.tensor(ids), torch.tensor(labels)
+        labels += [tokens[0] if is_target else -100 for tokens in piece]
+    return pad_sequence([torch.tensor(tokens) for tokens in ids], True, padding_value=-1), torch.tensor(labels)
 
 
 def batches(examples: list, batch_size: int, rng: random.Random) -> Iterator[dict[str, torch.Tensor]]:
@@ -76,36 +83,51 @@ def batches(examples: list, batch_size: int, rng: random.Random) -> Iterator[dic
         groups = [pool[start : start + batch_size] for start in range(0, len(pool), batch_size)]
         for group in rng.sample(groups, len(groups)):
             ids, labels = zip(*group, strict=True)
-            yield {"input_ids": pad_sequence(ids, True), "labels": pad_sequence(labels, True, padding_value=-100)}
+            width = max(row.shape[1] for row in ids)
+            ids = [pad(row, (0, width - row.shape[1]), value=-1) for row in ids]
+            yield {
+                "ids": pad_sequence(ids, True, padding_value=-1),
+                "labels": pad_sequence(labels, True, padding_value=-100),
+            }
 
 
 def train_llama(
     folder: Path,
-    write_text: Callable[[random.Random], list[Piece]],
-    steps: int = 550,
+    lessons: list[tuple[Callable[[random.Random], list[Piece]], int]],
     batch_size: int = 32,
     num_texts: int = 12000,
     vocab_size: int = 600,
+    num_heads: int = 4,
 ) -> Path:
-    """Trains on texts by `write_text` and saves model and tokenizer to `folder`, or finds them there."""
+    """
+    Trains on lessons (what writes their texts, and a number of steps), one after the other, and saves model and
+    tokenizer to `folder`, or finds them there.
+    """
     if (folder / "config.json").exists():
         return folder
     torch.manual_seed(0)
     rng = random.Random(0)
-    corpus = [write_text(rng) for _ in range(num_texts)]
-    tokenizer = train_tokenizer(folder, corpus[:2000], vocab_size)
+    corpora = [[write_text(rng) for _ in range(num_texts)] for write_text, _ in lessons]
+    tokenizer = train_tokenizer(folder, corpora[-1][:2000], vocab_size)
     config = LlamaConfig(
         vocab_size=tokenizer.vocab_size(),
         hidden_size=128,
         intermediate_size=384,
         num_hidden_layers=3,
-        num_attention_heads=4,
+        num_attention_heads=num_heads,
         max_position_embeddings=1024,
         initializer_range=0.08,
         bos_token_id=BOS,
         eos_token_id=EOS,
     )
     model = LlamaForCausalLM(config)
+    for corpus, (_, steps) in zip(corpora, lessons, strict=True):
+        _learn(model, batches([encode(tokenizer, pieces) for pieces in corpus], batch_size, rng), steps)
+    model.save_pretrained(folder)
+    return folder
+
+
+def _learn(model: LlamaForCausalLM, data: Iterator[dict[str, torch.Tensor]], steps: int) -> None:
     # Muon for the layers' matrices: it learns to look things up in the notes in half the steps of AdamW
     matrices = [parameter for parameter in model.model.layers.parameters() if parameter.ndim == 2]
     others = [*model.model.embed_tokens.parameters(), *model.lm_head.parameters(), *model.model.norm.parameters()]
@@ -116,14 +138,13 @@ def train_llama(
         OneCycleLR(optimizer, optimizer.defaults["lr"], total_steps=steps, pct_start=0.1, cycle_momentum=False)
         for optimizer in optimizers
     ]
-    data = batches([encode(tokenizer, pieces) for pieces in corpus], batch_size, rng)
     for _ in (progress := trange(steps, desc="training LLaMA", leave=False)):
-        loss = model(**next(data)).loss
+        batch = next(data)
+        embeds = model.model.embed_tokens(batch["ids"].clamp(min=0)) * (batch["ids"] >= 0).unsqueeze(-1)
+        loss = model(inputs_embeds=embeds.sum(2), labels=batch["labels"]).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for part in (*optimizers, *schedules):
             part.step()
         model.zero_grad()
         progress.set_postfix(loss=f"{loss.item():.3f}")
-    model.save_pretrained(folder)
-    return folder

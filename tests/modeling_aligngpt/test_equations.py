@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassFieldValidationError
 
 
 def gelu(x):
@@ -32,7 +33,7 @@ def slow_gate_weights(model, images, text):
         parts = slow_softmax([slow_dot(gate.text_attention.weight[0].tolist(), vector) for vector in text])
     query = [slow_dot(parts, column) for column in zip(*text, strict=True)]
     scores = [[slow_dot(token, query) for token in image] for image in images]
-    if config.alignment_gate_normalization == "cosine":
+    if config.alignment_gate_input == "cosine":
         scores = [
             [
                 math.sqrt(len(query)) * score / math.sqrt(slow_dot(token, token) * slow_dot(query, query))
@@ -41,11 +42,14 @@ def slow_gate_weights(model, images, text):
             for image, row in zip(images, scores, strict=True)
         ]
     scores = [sum(column) / len(images) for column in zip(*scores, strict=True)]
-    if config.alignment_gate_normalization == "layer_norm":
+    if config.alignment_gate_input == "text":
+        scores = query
+    if config.alignment_gate_input in ("layer_norm", "text"):
         mean = sum(scores) / len(scores)
         variance = sum((score - mean) ** 2 for score in scores) / len(scores)
         scores = [(score - mean) / math.sqrt(variance + 1e-5) for score in scores]
-    logits = slow_linear(gate.linear_2, [gelu(value) for value in slow_linear(gate.linear_1, scores)])
+    first_layer = gate.text_linear if config.alignment_gate_input == "text" else gate.linear_1
+    logits = slow_linear(gate.linear_2, [gelu(value) for value in slow_linear(first_layer, scores)])
     return slow_softmax([logit / config.alignment_gate_temperature for logit in logits])
 
 
@@ -117,12 +121,13 @@ def test_equation_2_gives_the_softmax_of_the_gate_over_image_and_text(model, inp
     "fields",
     [
         {"alignment_gate_query": "attention"},
-        {"alignment_gate_normalization": "layer_norm"},
-        {"alignment_gate_normalization": "cosine"},
+        {"alignment_gate_input": "layer_norm"},
+        {"alignment_gate_input": "cosine"},
+        {"alignment_gate_input": "text"},
         {"alignment_gate_temperature": 0.2},
         {
             "alignment_gate_query": "attention",
-            "alignment_gate_normalization": "cosine",
+            "alignment_gate_input": "cosine",
             "alignment_gate_temperature": 0.5,
         },
     ],
@@ -139,6 +144,34 @@ def test_another_gate_is_a_field_of_the_configuration_and_loaded_with_the_model(
         expected = slow_gate_weights(loaded, images, text) if images else [0.0] * 7
         torch.testing.assert_close(weights[row].tolist(), expected, atol=1e-4, rtol=1e-4)
     assert (weights[0] - model.get_alignment_weights(**inputs)[0]).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("query", ["mean", "attention"])
+@pytest.mark.parametrize("gate_input", ["dot_product", "layer_norm", "cosine", "text"])
+def test_an_image_alone_has_the_same_finite_weights_however_it_is_padded(
+    model, processor, make_image, gate_input, query, dtype
+):
+    config = type(model.config)(
+        **{**model.config.to_dict(), "alignment_gate_input": gate_input, "alignment_gate_query": query}
+    )
+    changed = type(model)(config).to(dtype).eval()
+    single = processor(images=make_image(0), text="<image>", return_tensors="pt").to(dtype=dtype)
+    padded = processor(
+        images=[[make_image(0)], []], text=["<image>", "a long text " * 12], padding=True, return_tensors="pt"
+    ).to(dtype=dtype)
+    weights = changed.get_alignment_weights(**padded)
+    assert weights.isfinite().all() and not weights[1].any()
+    torch.testing.assert_close(weights[:1], changed.get_alignment_weights(**single))
+
+
+@pytest.mark.parametrize("temperature", [0, -1.0, math.inf])
+def test_a_temperature_that_is_not_above_zero_is_refused_wherever_it_comes_from(model, tmp_path, temperature):
+    with pytest.raises(StrictDataclassFieldValidationError, match="alignment_gate_temperature"):
+        type(model.config)(alignment_gate_temperature=temperature)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(StrictDataclassFieldValidationError, match="alignment_gate_temperature"):
+        type(model).from_pretrained(tmp_path, alignment_gate_temperature=temperature)
 
 
 @pytest.mark.parametrize("mode", ["adaptive", "local", "average", "global"])

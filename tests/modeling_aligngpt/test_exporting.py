@@ -70,6 +70,15 @@ def test_the_exported_llava_has_the_logits_of_the_mode_average(
         assert (model(**adaptive).logits - outputs["image"]["logits"]).abs().max() > 1e-3  # the gate is lost
 
 
+def test_a_model_without_the_align_token_is_exported_without_it(model, processor, make_image, run_python, tmp_path):
+    processor.add_align_token = False
+    model.save_pretrained(tmp_path / "baseline")
+    processor.save_pretrained(tmp_path / "baseline")
+    main([str(tmp_path / "baseline"), "--out", str(tmp_path / "llava")])
+    outputs = compare(tmp_path, model, processor, make_image(0), run_python)
+    assert "<align>" not in outputs["prompts"][0]
+
+
 def test_with_a_calibration_set_it_has_the_gates_mean_weights(
     checkpoint, model, processor, make_image, run_python, tmp_path
 ):

@@ -193,6 +193,12 @@ class TestBadInput:
         with pytest.raises(ValueError, match="Sample 0 has a <align> in its text"):
             processor(images=make_image(0), text=text)
 
+    def test_a_processor_that_adds_none_takes_none(self, processor, make_image):
+        processor.add_align_token = False
+        assert "<align>" not in tokens_of(processor, processor(images=make_image(0), text="<image> a"))
+        with pytest.raises(ValueError, match="Sample 0 has a <align> in its text"):
+            processor(images=make_image(0), text="<s><align><image> a")
+
     def test_align_without_an_image_is_an_error(self, processor):
         with pytest.raises(ValueError, match="Sample 0 has a <align> in its text"):
             processor(text="<align> a")

@@ -69,10 +69,10 @@ def test_the_ablations_of_stage_2_are_saved_with_the_model(run_sft, stage_1, tmp
 
 
 def test_another_gate_is_trained_and_saved_with_the_model(run_sft, stage_1, tmp_path):
-    arguments = ["--alignment_gate_query", "attention", "--alignment_gate_normalization", "cosine"]
+    arguments = ["--alignment_gate_query", "attention", "--alignment_gate_input", "cosine"]
     run_sft(stage_1, tmp_path, *arguments, "--alignment_gate_temperature", "0.5", "--max_steps", "2")
     model = AutoModelForImageTextToText.from_pretrained(tmp_path)
-    gate, fields = model.model.alignment_gate, ("query", "normalization", "temperature")
+    gate, fields = model.model.alignment_gate, ("query", "input", "temperature")
     assert [getattr(model.config, f"alignment_gate_{name}") for name in fields] == ["attention", "cosine", 0.5]
     torch.testing.assert_close(gate.text_attention.weight, load_weights(tmp_path)[TEXT_ATTENTION])
     assert not load_weights(stage_1).keys() & {TEXT_ATTENTION}
