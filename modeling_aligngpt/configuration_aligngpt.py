@@ -54,7 +54,7 @@ class AlignGPTConfig(LlavaConfig):
             (equation 2), or a mean weighted by a learnt softmax over the tokens, so that the few words that tell one
             question from another are not drowned in what all prompts share.
         alignment_gate_input (`str`, *optional*, defaults to `"dot_product"`):
-            What the gate's MLP is given, one of four. `dot_product`: those of the T image tokens with the text's vector
+            What the gate's MLP is given. `dot_product`: those of the T image tokens with the text's vector
             (equation 2). `layer_norm`: these, brought to mean 0 and variance 1 over the T tokens. `cosine`: cosine
             similarities times the square root of D, which have variance 1 between unrelated vectors. `text`: the
             text's vector alone, brought to mean 0 and variance 1 over its D numbers: the question decides, whatever
