@@ -36,10 +36,19 @@ class Results:
         """The runs of a method, by seed; those of a stage 1 are named "stage1-NAME"."""
         return [run for key, run in self.runs.items() if key.rpartition("-")[0] == name]
 
+    def present(self, methods: tuple[Method, ...]) -> list[Method]:
+        """Those that all seeds of are there."""
+        return [method for method in methods if len(self.of(method.name)) == len(method.seeds)]
+
     def scores_of(self, name: str, field: str = "tasks") -> pd.DataFrame:
         """Scores of a method, a row per seed and a column per task."""
         rows = {run["seed"]: {task: run[field][task]["score"] for task in TASKS} for run in self.of(name)}
         return pd.DataFrame.from_dict(rows, orient="index").sort_index()
+
+    def mean_scores(self, tasks: list[str]) -> dict[str, pd.Series]:
+        """Of every method that was judged on the test split: the mean of some tasks, by seed."""
+        methods = self.present((*MAIN, *ABLATIONS, *CHOSEN))
+        return {method.name: self.scores_of(method.name)[tasks].mean(axis=1) for method in methods}
 
     @property
     def open_tasks(self) -> list[str]:
@@ -100,7 +109,7 @@ def separations(results: Results, method: Method) -> dict[str, str]:
 def summarise(results: Results) -> str:
     """The findings in a sentence each, made of the numbers."""
     tasks, runs = results.open_tasks, results.of("stage1-aligngpt")
-    means = {m.name: results.scores_of(m.name)[tasks].mean(axis=1) for m in (*MAIN, *ABLATIONS, *CHOSEN)}
+    means = results.mean_scores(tasks)
     lowest = {
         measure: min(rank_correlation([level[measure] for level in run["levels"]]) for run in runs)
         for measure in ("similarity", "precision")
@@ -109,23 +118,30 @@ def summarise(results: Results) -> str:
         [np.mean([scores[task] for task in tasks]) for level, scores in run["fixed_levels"].items() if level != "gate"]
         for run in results.of("aligngpt")
     ]
-    chosen = CHOSEN[0]
-    old, new = (" and ".join(separations(results, method).values()) for method in (MAIN[-1], chosen))
-    return f"""## In short
-
-- The level asked for steers stage 1: the rank correlation with it is at least {lowest["similarity"]:.2f} for the
-  similarity of captions and {lowest["precision"]:.2f} for their precision, in every seed.
-- Mean of the open tasks, AlignGPT - LLaVA: {difference(means["aligngpt"], means["llava"])}; AlignGPT - LLaVA with one
-  learnt token: {difference(means["aligngpt"], means["token"])}.
-- Standard deviation of the gate's mean weights between tasks, and in parts of their spread within a task: {old} with
-  the gate of equation 2; {new} with the gate that the search chose ({chosen.title}).
-- What that buys on the open tasks: chosen gate - average of the local embeddings
-  {difference(means[chosen.name], means["average"])}; chosen gate - equation 2's
-  {difference(means[chosen.name], means["aligngpt"])}; chosen gate - LLaVA
-  {difference(means[chosen.name], means["llava"])}.
-- Between the best and the worst fixed level at inference lie {spread([max(row) - min(row) for row in fixed])} of the
-  mean score of the open tasks.
-"""
+    sentences = [
+        f"""The level asked for steers stage 1: the rank correlation with it is at least {lowest["similarity"]:.2f} for
+  the similarity of captions and {lowest["precision"]:.2f} for their precision, in every seed.""",
+        f"""Mean of the open tasks, AlignGPT - LLaVA: {difference(means["aligngpt"], means["llava"])}; AlignGPT - LLaVA
+  with one learnt token: {difference(means["aligngpt"], means["token"])}.""",
+    ]
+    others = {"average": "average of the local embeddings", "aligngpt": "equation 2's", "llava": "LLaVA"}
+    for chosen in results.present(CHOSEN):
+        old, new = (" and ".join(separations(results, method).values()) for method in (MAIN[-1], chosen))
+        gains = [
+            f"chosen gate - {title} {difference(means[chosen.name], means[name])}"
+            for name, title in others.items()
+            if name in means
+        ]
+        sentences += [
+            f"""Standard deviation of the gate's mean weights between tasks, and in parts of their spread within a
+  task: {old} with the gate of equation 2; {new} with the gate that the search chose ({chosen.title}).""",
+            "What that buys on the open tasks: " + ";\n  ".join(gains) + ".",
+        ]
+    gaps = spread([max(row) - min(row) for row in fixed])
+    sentences.append(
+        f"""Between the best and the worst fixed level at inference lie {gaps} of the mean score of the open tasks."""
+    )
+    return "## In short\n\n" + "\n".join(f"- {sentence}" for sentence in sentences) + "\n"
 
 
 def report_scores(results: Results, folder: Path) -> str:
@@ -213,17 +229,18 @@ def score_row(results: Results, method: Method, tasks: list[str]) -> dict:
 
 def report_answers(results: Results, folder: Path) -> str:
     """The main comparison and the ablations."""
-    tasks, methods = results.open_tasks, (*MAIN, *CHOSEN)
+    tasks, methods, ablations = results.open_tasks, results.present((*MAIN, *CHOSEN)), results.present(ABLATIONS)
     by_task = [
         {"task": task, "most frequent": f"{results.of('llava')[0]['tasks'][task]['majority']:.2f}"}
         | {method.title: spread(results.scores_of(method.name)[task]) for method in methods}
         for task in TASKS
     ]
     saturated = ", ".join(task for task in TASKS if task not in tasks) or "none"
-    means = {m.name: results.scores_of(m.name)[tasks].mean(axis=1) for m in (*methods, *ABLATIONS)}
+    means = results.mean_scores(tasks)
     pairs = [("aligngpt", "llava"), ("aligngpt", "token"), ("token", "llava")]
     pairs += [(method.name, other) for method in CHOSEN for other in ("llava", "aligngpt", "average")]
     pairs += [("aligngpt", method.name) for method in ABLATIONS]
+    pairs = [pair for pair in pairs if means.keys() >= set(pair)]
     comparisons = [
         {"open tasks": f"{first} - {second}", "same seeds": difference(means[first], means[second])}
         for first, second in pairs
@@ -236,7 +253,7 @@ share of the answer that is right most often.
 
 {table(by_task)}
 
-{table([score_row(results, method, tasks) for method in (*methods, *ABLATIONS)])}
+{table([score_row(results, method, tasks) for method in (*methods, *ablations)])}
 
 Differences; "±" is here half of the 95% interval over seeds (all answer the same test questions; of {len(pairs)}
 comparisons one in twenty would leave out 0 by chance):
@@ -264,13 +281,13 @@ def report_gate(results: Results, folder: Path) -> str:
     """Whether the gate adapts, why not, and what it buys."""
     tasks = results.open_tasks
     search = []
-    for method in SEARCH:
+    for method in results.present(SEARCH):
         runs = results.of(method.name)
         largest = [np.mean([max(run["tasks"][task]["weights"]) for task in TASKS]) for run in runs]
         scores = {"open tasks": spread(results.scores_of(method.name)[tasks].mean(axis=1))}
         row = {"gate": method.title} | scores | separations(results, method)
         search.append(row | {"largest mean weight": spread(largest, 2)})
-    shown = (MAIN[-1], *CHOSEN)
+    shown = results.present((MAIN[-1], *CHOSEN))
     weights = [
         {"gate": method.title, "task": task}
         | {f"{i}": f"{weight:.2f}" for i, weight in enumerate(results.of(method.name)[0]["tasks"][task]["weights"])}
@@ -290,7 +307,7 @@ def report_gate(results: Results, folder: Path) -> str:
 
 "Between tasks" is the standard deviation of the tasks' mean weights, also given in parts of the weights' spread over
 the questions of one task. The search was listed in `experiments.py` before it ran, after six single runs on the same
-validation split that are described there: {len(SEARCH)} variants, {len(results.of(SEARCH[0].name))} seeds each. A
+validation split that are described there: {len(SEARCH)} variants, {len(SEEDS)} seeds each. A
 gate's learning rate is given in parts of stage 2's. On the validation split:
 
 {table(search)}
@@ -299,7 +316,7 @@ What the gate's MLP is given, and how it is pulled (means over seeds; root mean 
 of the gate's gradients on questions about two halves of the pictures; local embeddings: their distance from their
 mean, in parts of the global one's length):
 
-{table([diagnose(results, method, when) for method in SEARCH for when in ("before", "after")])}
+{table([diagnose(results, method, when) for method in results.present(SEARCH) for when in ("before", "after")])}
 
 On the test split:
 
@@ -333,7 +350,7 @@ seeds):
 def report_leak(results: Results, folder: Path) -> str:
     """What happens if the gate reads the answers in training."""
     rows, seeds = [], list(SEEDS)
-    for method in (MAIN[-1], next(m for m in ABLATIONS if m.name == "text_all")):
+    for method in results.present((MAIN[-1], *(m for m in ABLATIONS if m.name == "text_all"))):
         train = results.scores_of(method.name, "train_tasks").mean(axis=1).loc[seeds]
         test = results.scores_of(method.name).mean(axis=1).loc[seeds]
         measured = [run["gate_after"] for run in results.of(method.name) if run["seed"] in seeds]
@@ -376,9 +393,15 @@ SECTIONS: tuple[Callable[[Results, Path], str], ...] = (
 
 
 def write_report(results_dir: Path, folder: Path) -> None:
-    """report.md and its pictures into `folder`, from all runs in `results_dir`."""
+    """report.md and its pictures into `folder`, from all runs in `results_dir`; nothing before the main comparison."""
     results = Results(results_dir)
+    if len(results.present(MAIN)) < len(MAIN):
+        Console().print("The main comparison is not complete: no report yet.")
+        return
     introduction = Path(__file__).with_name("introduction.md").read_text(encoding="utf-8")
+    missing = [m.title for m in (*MAIN, *ABLATIONS, *SEARCH, *CHOSEN) if m not in results.present((m,))]
+    if missing:
+        introduction += f"\n**Not complete.** Seeds are missing of: {', '.join(missing)}.\n"
     sections = [section(results, folder) for section in SECTIONS]
     (folder / "report.md").write_text("\n".join([introduction, summarise(results), *sections]), encoding="utf-8")
 
