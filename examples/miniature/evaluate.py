@@ -20,16 +20,17 @@ from aligngpt.training.data import load_training_data
 
 def control_levels(folder: Path, scorer: Path, data: Path, split: str, num_images: int) -> list[dict[str, float]]:
     """
-    Stage 1 captions pictures at every level. For each level the mean similarity by the scoring CLIP, the precision of
-    all stated facts together, the mean F1 and the number of facts per caption, and four captions.
+    Stage 1 captions pictures at every level, a LLaVA once. For each level the mean similarity by the scoring CLIP, the
+    precision of all stated facts together, the mean F1 and the number of facts per caption, and four captions.
     """
     model, processor = load(folder)
+    levels = range(model.config.num_alignment_levels) if processor.add_align_token else [None]
     pictures = {record["image"]: scene_of(record) for record in read_jsonl(data / f"{split}.jsonl")}
     pictures = dict(list(pictures.items())[:num_images])
     images, scenes = [data / name for name in pictures], list(pictures.values())
     newline = processor.tokenizer("a\n", add_special_tokens=False).input_ids[-1]
     rows = []
-    for level in range(model.config.num_alignment_levels):
+    for level in levels:
         options = {"chat_template": "plain", "alignment_level": level, "eos_token_id": newline}
         texts, _ = generate(model, processor, images, [""] * len(images), f"level {level}", **options)
         stated = [(fact, scene) for text, scene in zip(texts, scenes, strict=True) for fact in facts(text)]

@@ -40,10 +40,10 @@ SIZES = {
     "reduced": Size(
         num_train=6000,
         num_test=150,
-        num_web=8000,
-        clip_epochs=14,
+        num_web=12_000,
+        clip_epochs=12,
         num_texts=10_000,
-        llama_steps=(300, 500),
+        llama_steps=(300, 800),
         num_captioned=150,
         num_gate_rows=64,
         num_fixed_level=4,
@@ -147,7 +147,15 @@ SEARCH = (
     gate("text_soft", "text alone, temperature 10", input="text", temperature=10.0),
 )
 
-# The winner of the search, on the test split
-CHOSEN: tuple[Method, ...] = ()
+# Of the variants whose weights differ more between tasks than within one, that whose weights differ most; all variants
+# answer alike. On the test split
+CHOSEN = (
+    Method(
+        "chosen",
+        "AlignGPT, gate that reads the text alone at 0.1 x the rate",
+        arguments=next(method.arguments for method in SEARCH if method.name == "gate_text_slow"),
+        seeds=MAIN_SEEDS,
+    ),
+)
 
 METHODS = (*MAIN, *ABLATIONS, *SEARCH, *CHOSEN)

@@ -51,8 +51,7 @@ def run_stage1(stage: Stage1, seed: int, output: Path, size: Size) -> dict:
         seed=seed,
     )
     result = {"stage1": stage.name, "seed": seed, "train_loss": loss}
-    if stage.has_align_token:
-        result["levels"] = control_levels(folder, output / "clip", data, "test", num_images=size.num_captioned)
+    result["levels"] = control_levels(folder, output / "clip", data, "test", num_images=size.num_captioned)
     return result | {"seconds": round(time.time() - start)}
 
 

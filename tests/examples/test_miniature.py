@@ -163,12 +163,6 @@ def test_a_run_with_results_is_not_repeated_and_a_stage_1_is_trained_where_its_m
     assert [(spec.name, seed) for spec, seed in stage1 + stage2] == [("aligngpt", 1), ("average", 1)]
 
 
-def test_every_run_of_the_matrix_has_its_file_of_results():
-    from miniature import list_jobs
-
-    assert list_jobs(MINIATURE / "results", MINIATURE, None, range(5)) == ([], [])
-
-
 def test_the_report_is_what_the_results_say(tmp_path):
     from findings import write_report
 
