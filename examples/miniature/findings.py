@@ -350,12 +350,12 @@ mean, in parts of the global one's length):
 
 {table([diagnose(results, method, when) for method in results.present(SEARCH) for when in ("before", "after")])}
 
-So equation 2's gate cannot tell tasks apart well: its inputs differ between tasks by {ratio["gate_authors"]} of what they
-differ within one, from picture to picture. Layer norm over the image tokens takes even that away
+So equation 2's gate cannot tell tasks apart well: its inputs differ between tasks by {ratio["gate_authors"]} of what
+they differ within one, from picture to picture. Layer norm over the image tokens takes even that away
 ({ratio["gate_layer_norm"]}), since what a question shifts, it shifts for all tokens alike; the text alone has
-{ratio["gate_text"]}. And the gate's rate must be low: the first steps pull all questions towards the same embedding (see
-agreement), and a gate that follows them at the full rate ends there (largest mean weight {largest["gate_text"]} at
-stage 2's rate, {largest["gate_text_slow"]} at a tenth of it), where its gradient vanishes.
+{ratio["gate_text"]}. And the gate's rate must be low: the first steps pull all questions towards the same embedding
+(see agreement), and a gate that follows them at the full rate ends there (largest mean weight {largest["gate_text"]}
+at stage 2's rate, {largest["gate_text_slow"]} at a tenth of it), where its gradient vanishes.
 
 On the test split:
 
