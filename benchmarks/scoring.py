@@ -34,7 +34,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from aligngpt.processing.score import ScoreArguments, score_corpus
+from aligngpt.processing.scoring.command import ScoreArguments, score_corpus
 
 
 WORDS = [

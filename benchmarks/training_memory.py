@@ -41,11 +41,11 @@ from transformers import (
 from trl import ModelConfig, TrlParser
 
 from aligngpt import AlignGPTConfig, AlignGPTForConditionalGeneration
-from aligngpt.composing import assemble
 from aligngpt.processing.tokenization import prepare_tokenizer
 from aligngpt.training import pretrain, sft
 from aligngpt.training.arguments import AblationArguments, ComposeArguments, DataArguments, StageConfig, find_recipe
 from aligngpt.training.stages import get_lora_config, select_trainable
+from aligngpt.weights.composing import assemble
 
 
 # Vicuna-7B and -13B, LLaMA-3-8B; CLIP ViT-L/14-336: the sizes in their published configurations

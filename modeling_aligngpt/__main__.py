@@ -6,14 +6,14 @@ import sys
 
 
 COMMANDS = {
-    "score": ("aligngpt.processing.score", "score how well each caption of a corpus describes its image"),
+    "score": ("aligngpt.processing.scoring.command", "score how well each caption of a corpus describes its image"),
     "levels": ("aligngpt.processing.levels", "cut the scores into alignment levels: data for stage 1"),
-    "compose": ("aligngpt.compose_command", "make a model from a vision tower and a language model"),
-    "convert": ("aligngpt.converting", "make a model from the authors' checkpoint or from LLaVA-1.5"),
+    "compose": ("aligngpt.weights.compose_command", "make a model from a vision tower and a language model"),
+    "convert": ("aligngpt.weights.converting", "make a model from the authors' checkpoint or from LLaVA-1.5"),
     "merge": ("aligngpt.training.merge", "fold a LoRA adapter into the model that it was trained on"),
     "inspect": ("aligngpt.training.inspection", "show what a row of training data becomes, token by token"),
     "card": ("aligngpt.training.model_card", "write the model card of a training run's output anew"),
-    "export-llava": ("aligngpt.exporting", "write a stock LLaVA with a fixed alignment vector"),
+    "export-llava": ("aligngpt.weights.exporting", "write a stock LLaVA with a fixed alignment vector"),
 }
 
 

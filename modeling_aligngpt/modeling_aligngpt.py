@@ -2,12 +2,8 @@
 AlignGPT (arXiv 2405.14129): LLaVA plus alignment embeddings and an alignment gate. Copied to the Hub with a model.
 
 Shapes: B rows, L tokens, n images in the batch, T tokens per image, D hidden size of the language model, N levels.
-
-Over the house's 400 lines: `generate`, TRL and transformers' test suites read the signatures of both `forward`s, so
-both spell LLaVA's out in full.
 """
 
-import importlib
 import inspect
 from dataclasses import dataclass
 from typing import Any
@@ -556,15 +552,6 @@ def _rename_stored_weights(module: nn.Module, state_dict: dict[str, torch.Tensor
 
 class AlignGPTForConditionalGeneration(AlignGPTPreTrainedModel, LlavaForConditionalGeneration, GenerationMixin):
     """AlignGPT with a language modelling head."""
-
-    @classmethod
-    def from_vision_text_pretrained(cls, vision: str, text: str, **kwargs) -> "AlignGPTForConditionalGeneration":
-        """
-        A model whose tower and language model are those of two checkpoints, and whose other modules are new. For the
-        processor that belongs to it, and for the arguments, see `aligngpt.composing.compose`, which returns both.
-        """
-        # By name: a repository of a model carries this file, and transformers would ask for what it imports
-        return importlib.import_module("aligngpt.composing").compose(vision, text, **kwargs)[0]
 
     def __init__(self, config: AlignGPTConfig):
         # Not LlavaForConditionalGeneration.__init__, which builds a LlavaModel

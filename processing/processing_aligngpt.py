@@ -1,7 +1,5 @@
 """
 Processor of AlignGPT: from images and text to model inputs. Copied to the Hub: imports only numpy, transformers.
-
-Over the house's 200 lines: it checks what users get wrong most (placeholders, counts of images), by name.
 """
 
 import re

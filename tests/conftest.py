@@ -18,7 +18,7 @@ from PIL import Image
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
 from aligngpt import AlignGPTProcessor
-from aligngpt.composing import compose
+from aligngpt.weights.composing import compose
 
 
 torch.set_num_threads(2)

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from transformers.utils import logging
 
 from aligngpt.processing.atomic_output import write_json
-from aligngpt.processing.images import ImageFolderNeededError
+from aligngpt.processing.corpus.images import ImageFolderNeededError
 from aligngpt.training.arguments import DataArguments, StageConfig
 from aligngpt.training.collator import AlignGPTDataCollator
 from aligngpt.training.data import load_training_data

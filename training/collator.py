@@ -10,8 +10,8 @@ from transformers import BatchFeature
 from transformers.data.data_collator import DataCollatorMixin
 
 from aligngpt.processing import AlignGPTProcessor
-from aligngpt.processing.images import open_image
-from aligngpt.processing.records import PairFault
+from aligngpt.processing.corpus.images import open_image
+from aligngpt.processing.corpus.records import PairFault
 
 
 # Stands for a row that is skipped: it keeps its place in the batch, without a token to train on

@@ -11,8 +11,7 @@ from datasets import Dataset, Features, Image, IterableDataset, List, Value
 from transformers.utils import logging
 
 from aligngpt import AlignGPTConfig, __version__
-from aligngpt.processing.corpus import Shard, open_corpus
-from aligngpt.processing.records import (
+from aligngpt.processing.corpus.records import (
     PairFault,
     count_images_per_turn,
     get_caption,
@@ -20,6 +19,7 @@ from aligngpt.processing.records import (
     get_level,
     get_messages,
 )
+from aligngpt.processing.corpus.sources import Shard, open_corpus
 from aligngpt.training.arguments import ComposeArguments, DataArguments, StageConfig
 
 

@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.text import Text
 from transformers import AutoProcessor
 
-from aligngpt.command_line import parse_command
 from aligngpt.processing import AlignGPTProcessor
+from aligngpt.processing.command_line import parse_command
 from aligngpt.training.collator import AlignGPTDataCollator
 from aligngpt.training.data import load_training_data
 

@@ -19,8 +19,8 @@ from peft.utils import load_peft_weights
 from transformers import AutoProcessor
 
 from aligngpt import AlignGPTForConditionalGeneration, AlignGPTProcessor
-from aligngpt.command_line import parse_command
 from aligngpt.processing.atomic_output import new_folder
+from aligngpt.processing.command_line import parse_command
 from aligngpt.training.model_card import StageRecord, write_model_card
 from aligngpt.training.stages import UNQUANTIZED_MODULES
 

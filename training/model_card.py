@@ -20,8 +20,8 @@ from transformers.utils import cached_file
 from trl import ModelConfig
 
 from aligngpt import AlignGPTConfig
-from aligngpt.command_line import parse_command
 from aligngpt.processing.atomic_output import write_json
+from aligngpt.processing.command_line import parse_command
 from aligngpt.training.arguments import AblationArguments, DataArguments, StageConfig
 
 

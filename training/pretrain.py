@@ -24,7 +24,6 @@ import sys
 from transformers import set_seed
 from trl import ModelConfig, TrlParser
 
-from aligngpt.composing import compose
 from aligngpt.training.arguments import ComposeArguments, DataArguments, StageConfig, find_recipe
 from aligngpt.training.check import check_data
 from aligngpt.training.checkpoints import find_checkpoint, load_model, load_processor
@@ -33,6 +32,7 @@ from aligngpt.training.data import check_num_levels, load_datasets
 from aligngpt.training.model_card import StageRecord
 from aligngpt.training.stages import get_trained_modules, select_trainable
 from aligngpt.training.trainer import AlignGPTTrainer, finish
+from aligngpt.weights.composing import compose
 
 
 def main(

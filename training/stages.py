@@ -16,7 +16,7 @@ from aligngpt.training.arguments import AblationArguments, StageConfig
 
 
 TRAINED_MODULES = {
-    # METHOD: stage 1 learns to read images, and one vector per level; the vision tower and the LLM stay frozen
+    # Stage 1 learns to read images, and one vector per level; the vision tower and the LLM stay frozen
     "pretrain": ("model.multi_modal_projector", "model.alignment_embeddings"),
     # stage 2 learns to follow instructions and to mix the vectors, which stay as stage 1 left them
     "sft": ("model.multi_modal_projector", "model.language_model", "lm_head", "model.alignment_gate"),

@@ -8,7 +8,6 @@ with combinations of colour, shape and place that no training picture had.
 
 Every step is the real thing: the scripts and settings are those that train the 7B model. Pictures, CLIP and LLaMA are
 kept in the output folder and used again. Exits with 1 if the answers are worse than they should be.
-Over the 100 lines of an example: each step of the demo is spelt out.
 """
 
 import argparse
@@ -22,13 +21,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from datasets import load_dataset
-from reading import example
-from report import check_results, show_results, show_scores, write_model_card
 from rich.console import Console
-from scenes import IMAGE_SIZE
-from tiny_clip import train_clip
-from tiny_llama import train_llama
-from write_data import write_conversations, write_pairs, write_questions, write_scenes
+
+
+sys.path.append(str(Path(__file__).parents[1]))  # for tiny/, which the demo shares with the miniature experiment
+
+from reading import example  # noqa: E402
+from report import check_results, show_results, show_scores, write_model_card  # noqa: E402
+from scenes import IMAGE_SIZE  # noqa: E402
+from tiny.clip import train_clip  # noqa: E402
+from tiny.llama import train_llama  # noqa: E402
+from write_data import write_conversations, write_pairs, write_questions, write_scenes  # noqa: E402
 
 
 HERE = Path(__file__).parent

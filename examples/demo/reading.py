@@ -12,8 +12,9 @@ import random
 
 from scenes import Scene, random_scene
 from texts import QUALITIES, caption
-from tiny_llama import Piece, chat_pieces
-from write_data import SYSTEM, conversation
+from tiny.llama import Piece, chat_pieces
+from tiny.records import SYSTEM
+from write_data import conversation
 
 
 REQUESTS = dict(zip(QUALITIES, ("wrongly", "vaguely", "briefly", "fully", "exactly"), strict=True))

@@ -1,6 +1,5 @@
 """
-What the demo prints and writes about itself: tables, what counts as good enough, and the model card. Over the 100
-lines of an example: five tables.
+What the demo prints and writes about itself: tables, what counts as good enough, and the model card.
 """
 
 from collections import defaultdict

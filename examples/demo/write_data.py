@@ -1,22 +1,12 @@
 """Writes the demo's pictures and records: captioned pairs (stage 1), conversations (stage 2), questions (test)."""
 
-import json
 import random
-from collections.abc import Iterable
 from pathlib import Path
 
 from scenes import Scene, Thing, random_scene, render
 from texts import QUALITIES, QUESTION_TYPES, QUESTION_WEIGHTS, ask, caption
+from tiny.records import SYSTEM, write_jsonl
 from tqdm import tqdm
-
-
-SYSTEM = "look and answer."  # the demo's system prompt; Vicuna's own has 32 words
-
-
-def write_jsonl(path: Path, records: Iterable[dict]) -> Path:
-    """One JSON object per line."""
-    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-    return path
 
 
 def write_scenes(folder: Path, n: int, seed: int, test: bool = False) -> list[tuple[str, Scene]]:

@@ -4,11 +4,10 @@ import json
 import random
 from pathlib import Path
 
-import demo_modules  # noqa: F401
 from language import TASKS, ask, caption, f1, random_writer
+from tiny.records import SYSTEM, write_jsonl
 from tqdm import tqdm
 from world import Scene, Split, Thing, random_scene, render
-from write_data import SYSTEM, write_jsonl
 
 
 TURNS = 4  # questions in a conversation

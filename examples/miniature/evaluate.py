@@ -6,12 +6,11 @@ import math
 from collections import Counter, defaultdict
 from pathlib import Path
 
-import demo_modules  # noqa: F401
 import torch
-from answer import generate, load
 from data import read_jsonl, scene_of
 from language import f1, facts, is_true
-from tiny_clip import load_pixels
+from tiny.clip import load_pixels
+from tiny.generation import generate, load
 from transformers import AutoProcessor, CLIPModel
 
 from aligngpt.training.collator import AlignGPTDataCollator

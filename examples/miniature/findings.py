@@ -1,7 +1,7 @@
 """
 Writes report.md and its pictures from the results files, and nothing that is not in them. Of two methods only those
 differences are called differences whose 95% interval over seeds leaves out 0; the sentences that say so are made of
-the numbers. Over the 250 lines of a file: a section for each question.
+the numbers.
 """
 
 import json

@@ -11,7 +11,7 @@ import random
 
 from data import SYSTEM, conversation
 from language import Writer, caption
-from tiny_llama import Piece, chat_pieces
+from tiny.llama import Piece, chat_pieces
 from world import Scene, random_scene
 
 

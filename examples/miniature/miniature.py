@@ -14,16 +14,21 @@ import argparse
 import json
 import multiprocessing
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
-from experiments import METHODS, SIZES, STAGES_1, Size
-from findings import compare_runs, write_report
-from parts import make_parts, summarise_scores
-from run import run_job
 from tqdm import tqdm
 
 from aligngpt.processing.atomic_output import replacing
+
+
+sys.path.append(str(Path(__file__).parents[1]))  # for tiny/, which the experiment shares with the demo
+
+from experiments import METHODS, SIZES, STAGES_1, Size  # noqa: E402
+from findings import compare_runs, write_report  # noqa: E402
+from parts import make_parts, summarise_scores  # noqa: E402
+from run import run_job  # noqa: E402
 
 
 HERE = Path(__file__).parent

@@ -15,12 +15,12 @@ from datasets import load_dataset
 from experiments import LEVELS, STAGES_1, Size
 from language import caption, random_writer
 from library import look_up, read_all
-from tiny_clip import train_clip
-from tiny_llama import train_llama
+from tiny.clip import train_clip
+from tiny.llama import train_llama
 from world import IMAGE_SIZE
 
-from aligngpt.processing import levels as levels_command
-from aligngpt.processing import score as score_command
+from aligngpt.processing.levels import command as levels_command
+from aligngpt.processing.scoring import command as score_command
 
 
 def draw(data: Path, size: Size) -> None:

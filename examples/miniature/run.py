@@ -10,7 +10,6 @@ from experiments import LEVELS, Method, Size, Stage1
 from transformers import set_seed
 from trl import ModelConfig, TrlParser
 
-from aligngpt.composing import compose
 from aligngpt.training import pretrain, sft
 from aligngpt.training.arguments import (
     AblationArguments,
@@ -19,6 +18,7 @@ from aligngpt.training.arguments import (
     StageConfig,
     find_recipe,
 )
+from aligngpt.weights.composing import compose
 
 
 def train(script, dataclass: type, **arguments: Any) -> float:

@@ -13,6 +13,7 @@ DEMO = Path(__file__).parents[2] / "examples" / "demo"
 
 @pytest.fixture(autouse=True)
 def demo_modules(monkeypatch):
+    monkeypatch.syspath_prepend(str(DEMO.parent))
     monkeypatch.syspath_prepend(str(DEMO))
 
 

@@ -16,7 +16,7 @@ MINIATURE = Path(__file__).parents[2] / "examples" / "miniature"
 
 @pytest.fixture(autouse=True)
 def miniature_modules(monkeypatch):
-    monkeypatch.syspath_prepend(str(MINIATURE.parent / "demo"))
+    monkeypatch.syspath_prepend(str(MINIATURE.parent))
     monkeypatch.syspath_prepend(str(MINIATURE))
 
 
@@ -106,7 +106,7 @@ def test_questions_have_the_answers_of_the_scene():
 def test_words_read_at_once_are_the_sum_of_their_embeddings(tmp_path):
     import sentencepiece
     from library import read_all
-    from tiny_llama import encode, train_llama
+    from tiny.llama import encode, train_llama
     from transformers import LlamaForCausalLM
 
     train_llama(tmp_path, [(read_all, 1)], num_texts=600)

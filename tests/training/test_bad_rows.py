@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from aligngpt.processing.images import ImageFolderNeededError
+from aligngpt.processing.corpus.images import ImageFolderNeededError
 
 
 def write_broken(data, folder, base="chats.jsonl"):

@@ -26,7 +26,7 @@ PICTURE = Image.new("RGB", (16, 16), "red")
 U, A, S = "user", "assistant", "system"
 
 # Ten rows, and what is trained on written out by hand: the text in double brackets, of the text as the model sees it
-# (<image> once an image). METHOD: answers and </s>, in stage 2
+# (<image> once an image). The paper: answers and </s>, in stage 2
 CONVERSATIONS = [
     (row((U, "Blue?"), (A, "Yes.")), SYSTEM + "USER: Blue? ASSISTANT:[[ Yes.</s>]]"),
     (

@@ -1,4 +1,4 @@
-"""The recipes: held against METHOD.md 7 by numbers written out here, and each of them run for two steps."""
+"""The recipes: held against the paper's by numbers written out here, and each of them run for two steps."""
 
 import json
 import re
@@ -13,7 +13,7 @@ from transformers import AutoModelForImageTextToText
 RECIPES = {path.stem: path for path in files("aligngpt.training").joinpath("recipes").iterdir()}
 PAPER = {name for name in RECIPES if "tiny" not in name}
 
-# Number of GPUs that the recipe is for; METHOD: eight
+# Number of GPUs that the recipe is for; the paper: eight
 NUM_GPUS = dict.fromkeys(PAPER, 8) | {"sft_7b_qlora_24gb": 1, "sft_7b_qlora_t4": 1}
 LORA = {"sft_7b_lora", "sft_7b_qlora_24gb", "sft_7b_qlora_t4"}
 # LLaVA-1.5's rate for LoRA; the paper has none

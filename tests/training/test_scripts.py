@@ -11,9 +11,9 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor, set_seed
 
-from aligngpt.composing import compose
 from aligngpt.training import sft
 from aligngpt.training.arguments import find_recipe
+from aligngpt.weights.composing import compose
 
 
 def load_weights(folder):

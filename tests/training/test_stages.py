@@ -12,7 +12,7 @@ def inputs(processor, make_image):
     return {**inputs, "labels": inputs["input_ids"]}
 
 
-# Written out from METHOD.md 4 and 5, not taken from the code
+# Written out from the paper's sections on both stages, not taken from the code
 TRAINED = {
     "pretrain": ("model.multi_modal_projector.", "model.alignment_embeddings."),
     "sft": ("model.multi_modal_projector.", "model.language_model.", "lm_head.", "model.alignment_gate."),

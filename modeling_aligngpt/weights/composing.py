@@ -16,11 +16,10 @@ from transformers import (
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import is_torchvision_available, logging
 
+from aligngpt.configuration_aligngpt import AlignGPTConfig
+from aligngpt.modeling_aligngpt import AlignGPTForConditionalGeneration
 from aligngpt.processing import AlignGPTProcessor, load_chat_template
 from aligngpt.processing.tokenization import prepare_tokenizer
-
-from .configuration_aligngpt import AlignGPTConfig
-from .modeling_aligngpt import AlignGPTForConditionalGeneration
 
 
 # What ends an assistant's turn in each packaged template, where that is not the tokenizer's own end token

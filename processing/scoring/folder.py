@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .atomic_output import replacing, write_json
+from aligngpt.processing.atomic_output import replacing, write_json
 
 
 def rows_per_group(schema: pa.Schema) -> int:

@@ -7,9 +7,10 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from .alignment_levels import STEPS, LevelCuts, ScoreHistogram
-from .images import open_image
-from .level_outputs import LevelSummary
+from aligngpt.processing.corpus.images import open_image
+
+from .cuts import STEPS, LevelCuts, ScoreHistogram
+from .outputs import LevelSummary
 
 
 BINS = 120

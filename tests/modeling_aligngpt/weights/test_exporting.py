@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import PhiConfig, PhiForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from aligngpt.composing import compose
-from aligngpt.exporting import export_llava, main, mean_gate_weights
 from aligngpt.training.data import load_training_data
+from aligngpt.weights.composing import compose
+from aligngpt.weights.exporting import export_llava, main, mean_gate_weights
 
 
 STRANGER = """

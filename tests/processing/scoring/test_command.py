@@ -1,6 +1,5 @@
 """
-Whole runs of `aligngpt score`: nothing is lost or scored twice, whatever happens. Over the house's 250 lines: each way
-in which a run can end or data can be odd is a test.
+Whole runs of `aligngpt score`: nothing is lost or scored twice, whatever happens.
 """
 
 import json
@@ -23,8 +22,8 @@ from PIL import Image
 from transformers import AutoModel
 
 from aligngpt.processing import AlignmentScorer, cut_into_levels, pair_preparation, score
-from aligngpt.processing.records import PairFault
-from aligngpt.processing.score import ScoreArguments, score_corpus
+from aligngpt.processing.corpus.records import PairFault
+from aligngpt.processing.scoring.command import ScoreArguments, score_corpus
 
 
 PAIRS = 50
@@ -205,7 +204,7 @@ def test_killed_in_the_middle_and_continued_the_scores_are_those_of_one_run(argu
     for name in ("data", "image_folder", "scorer", "output_dir", "device", "num_workers", "batch_size"):
         command += [f"--{name}", str(getattr(args, name))]
     command += ["--rows_per_part", "2"]
-    slow = "import aligngpt.processing.alignment_scores as a, time\nembed = a.AlignmentScorer._embed\n"
+    slow = "import aligngpt.processing.scoring.scorer as a, time\nembed = a.AlignmentScorer._embed\n"
     slow += "a.AlignmentScorer._embed = lambda *inputs: (time.sleep(0.1), embed(*inputs))[1]\n"
     slow += "import sys; from aligngpt.__main__ import main; main()"  # slow enough to be met in the middle
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

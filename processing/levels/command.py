@@ -8,7 +8,7 @@ Cuts the scores of a corpus into alignment levels: the data of stage 1, how it w
 The output folder holds parquet files that `aligngpt.training.pretrain` takes as `--train_file` (or one JSON of LLaVA's
 form with `--to llava-json`), `alignment_levels.json`, `levels.png` and `samples.png`. It is there whole or not at all.
 Instead of scores, a LLaVA JSON is taken whose records have levels (`alignment_level`, or the authors' `similarity`),
-which are kept unless a rule is named, or scores (`alignment_score`). Over the house's 250 lines: it reads both.
+which are kept unless a rule is named, or scores (`alignment_score`).
 """
 
 import logging
@@ -26,16 +26,23 @@ from rich.console import Console
 from rich.table import Table
 from tqdm.auto import tqdm
 
-from aligngpt.command_line import parse_command
+from aligngpt.processing.atomic_output import new_folder
+from aligngpt.processing.command_line import parse_command
+from aligngpt.processing.corpus.records import (
+    PairFault,
+    check_single,
+    get_caption,
+    get_images,
+    get_level,
+    get_messages,
+)
+from aligngpt.processing.corpus.sources import open_corpus
+from aligngpt.processing.scoring.folder import ScoreFolder, rows_per_group
+from aligngpt.processing.scoring.parts import output_features, output_image
 
-from .alignment_levels import LevelCuts, ScoreHistogram
-from .atomic_output import new_folder
-from .corpus import open_corpus
-from .level_outputs import LevelSummary, write_llava_json, write_parquet
-from .level_pictures import draw_levels, draw_samples
-from .records import PairFault, check_single, get_caption, get_images, get_level, get_messages
-from .score_folder import ScoreFolder, rows_per_group
-from .score_parts import output_features, output_image
+from .cuts import LevelCuts, ScoreHistogram
+from .outputs import LevelSummary, write_llava_json, write_parquet
+from .pictures import draw_levels, draw_samples
 
 
 logger = logging.getLogger(__name__)

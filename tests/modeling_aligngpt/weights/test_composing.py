@@ -17,7 +17,7 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from aligngpt.composing import compose
+from aligngpt.weights.composing import compose
 
 
 def test_tower_and_language_model_keep_their_weights(composed, vision_folder, text_folder):
@@ -94,7 +94,7 @@ def test_settings_of_generation_that_vicuna_has_can_be_saved(vision_folder, text
 PEAK = """
 import shutil, sys, threading, time
 from pathlib import Path
-from aligngpt.compose_command import main
+from aligngpt.weights.compose_command import main
 
 
 def resident():

@@ -13,8 +13,8 @@ from typing import Literal
 from transformers import set_seed
 
 from aligngpt.processing.atomic_output import new_folder
+from aligngpt.processing.command_line import parse_command
 
-from .command_line import parse_command
 from .composing import compose
 
 

@@ -1,6 +1,5 @@
 """
-Whole runs of `aligngpt levels`: every scored pair gets its level, and the data of stage 1 comes out. Over the house's
-250 lines: it has many options.
+Whole runs of `aligngpt levels`: every scored pair gets its level, and the data of stage 1 comes out.
 """
 
 import json
@@ -13,8 +12,8 @@ import pytest
 from PIL import Image
 
 from aligngpt.processing import LevelCuts
-from aligngpt.processing.levels import LevelArguments, cut_corpus
-from aligngpt.processing.score import ScoreArguments, score_corpus
+from aligngpt.processing.levels.command import LevelArguments, cut_corpus
+from aligngpt.processing.scoring.command import ScoreArguments, score_corpus
 from aligngpt.training.collator import AlignGPTDataCollator
 from aligngpt.training.data import load_training_data
 
@@ -301,7 +300,7 @@ def test_stage_1_takes_llava_json_from_its_folder(cut, corpus, tmp_path):
 
 
 def test_a_picture_that_cannot_be_drawn_costs_no_data(cut, tmp_path, monkeypatch):
-    monkeypatch.setattr("aligngpt.processing.levels.draw_samples", lambda *_: 1 / 0)
+    monkeypatch.setattr("aligngpt.processing.levels.command.draw_samples", lambda *_: 1 / 0)
     assert len(cut()) == PAIRS + 1
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .score_folder import rows_per_group
+from aligngpt.processing.scoring.folder import rows_per_group
 
 
 FILE_BYTES = 500_000_000  # of a table in memory; a file is smaller

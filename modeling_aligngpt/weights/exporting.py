@@ -22,12 +22,11 @@ from transformers import (
     LlavaProcessor,
 )
 
+from aligngpt.modeling_aligngpt import AlignGPTForConditionalGeneration
 from aligngpt.processing import AlignGPTProcessor
 from aligngpt.processing.atomic_output import new_folder
-from aligngpt.processing.images import open_image
-
-from .command_line import parse_command
-from .modeling_aligngpt import AlignGPTForConditionalGeneration
+from aligngpt.processing.command_line import parse_command
+from aligngpt.processing.corpus.images import open_image
 
 
 logger = logging.getLogger(__name__)

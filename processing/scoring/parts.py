@@ -9,11 +9,12 @@ from typing import Any
 import datasets
 import pyarrow as pa
 
-from .corpus import Shard
-from .corpus_files import Row
-from .pair_preparation import is_scored
-from .records import get_images
-from .score_folder import ScoreFolder
+from aligngpt.processing.corpus.files import Row
+from aligngpt.processing.corpus.records import get_images
+from aligngpt.processing.corpus.sources import Shard
+
+from .folder import ScoreFolder
+from .preparation import is_scored
 
 
 @dataclass

@@ -7,8 +7,7 @@ Checkpoints of others become AlignGPT:
     aligngpt convert llava-hf/llava-1.5-7b-hf --out aligngpt-start        LLaVA-1.5, as a start of stage 1
 
 Every weight is accounted for: used, left aside for a reason, or new. Anything else is an error, and the output folder
-is there whole or not at all. Source of the authors' names and behaviour: their released code. Over the house's 250
-lines: three formats, and each thing that may be wrong with them by name.
+is there whole or not at all. Source of the authors' names and behaviour: their released code.
 """
 
 import json
@@ -30,12 +29,14 @@ from transformers import (
 )
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
+from aligngpt.configuration_aligngpt import AlignGPTConfig
+from aligngpt.modeling_aligngpt import AlignGPTForConditionalGeneration
 from aligngpt.processing import AlignGPTProcessor
 from aligngpt.processing.atomic_output import new_folder
+from aligngpt.processing.command_line import parse_command
 from aligngpt.processing.tokenization import prepare_tokenizer
 
 from .checkpoint_files import read_state_dict
-from .command_line import parse_command
 from .composing import (
     add_token_rows,
     assemble,
@@ -46,8 +47,6 @@ from .composing import (
     quiet,
     settle_generation,
 )
-from .configuration_aligngpt import AlignGPTConfig
-from .modeling_aligngpt import AlignGPTForConditionalGeneration
 
 
 logger = logging.getLogger(__name__)

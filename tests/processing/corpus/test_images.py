@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile, ImageOps
 
-from aligngpt.processing.images import open_image
-from aligngpt.processing.records import PairFault
+from aligngpt.processing.corpus.images import open_image
+from aligngpt.processing.corpus.records import PairFault
 
 
 def encode(image: Image.Image, file_format: str, **options) -> bytes:

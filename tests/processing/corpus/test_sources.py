@@ -10,8 +10,8 @@ import fsspec
 import pytest
 from PIL import Image
 
-from aligngpt.processing.corpus import open_corpus
-from aligngpt.processing.records import PairFault, get_caption, get_images, get_messages
+from aligngpt.processing.corpus.records import PairFault, get_caption, get_images, get_messages
+from aligngpt.processing.corpus.sources import open_corpus
 
 
 RECORDS = [{"id": index, "image": f"{index}.png", "caption": f"picture {index}"} for index in range(7)]

@@ -1,6 +1,6 @@
 """
 Trains a tiny CLIP from scratch on the demo's captioned pairs, good and bad ones alike, in about half a minute on two
-CPU cores. Over the 100 lines of an example: a tokenizer, a model and its training make one part.
+CPU cores.
 
 The folder it saves stands where a user puts `openai/clip-vit-large-patch14-336`: `CLIPModel.from_pretrained` and
 `AutoProcessor.from_pretrained` load it.

@@ -30,13 +30,13 @@ import torch
 from accelerate import PartialState
 from tqdm.auto import tqdm
 
-from aligngpt.command_line import parse_command
+from aligngpt.processing.command_line import parse_command
+from aligngpt.processing.corpus.records import PairFault
+from aligngpt.processing.corpus.sources import Row, Shard, open_corpus
 
-from .alignment_scores import AlignmentScorer
-from .corpus import Row, Shard, open_corpus
-from .records import PairFault
-from .score_folder import ScoreFolder
-from .score_parts import RowBatch, describe_rows, is_done, output_features, read_batches, share_out, write_part
+from .folder import ScoreFolder
+from .parts import RowBatch, describe_rows, is_done, output_features, read_batches, share_out, write_part
+from .scorer import AlignmentScorer
 
 
 logger = logging.getLogger(__name__)

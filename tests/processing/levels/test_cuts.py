@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from aligngpt.processing import LevelCuts, cut_into_levels
-from aligngpt.processing.alignment_levels import ScoreHistogram
+from aligngpt.processing.levels.cuts import ScoreHistogram
 
 
 def slow_levels(scores, num_levels):

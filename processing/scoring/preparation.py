@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset, default_collate
 
-from .images import ImageFolderNeededError, open_image
-from .records import PairFault, check_single, get_caption, get_images, get_messages
+from aligngpt.processing.corpus.images import ImageFolderNeededError, open_image
+from aligngpt.processing.corpus.records import PairFault, check_single, get_caption, get_images, get_messages
 
 
 class PairPreparer(Dataset):

@@ -1,6 +1,6 @@
 """
 Corpora of image-text pairs as shards whose rows are read one after the other: LLaVA's JSON or JSON Lines, webdataset
-tars, and whatever datasets loads. Over the house's 250 lines: the ways in which users keep pairs, side by side.
+tars, and whatever datasets loads.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ import fsspec
 import pyarrow
 import pyarrow.parquet
 
-from .corpus_files import Row, count_tar, read_json, read_tar
+from .files import Row, count_tar, read_json, read_tar
 from .records import PairFault
 
 
@@ -70,8 +70,8 @@ def open_corpus(
             written by `save_to_disk`, or a dataset.
         split, config_name, revision (`str`, *optional*): as in `datasets.load_dataset`.
         streaming (`bool`): read remote files as they come, instead of downloading them into the cache first.
-        image_column, text_column (`str`, *optional*): what is called otherwise than `aligngpt.processing.records`
-            expects.
+        image_column, text_column (`str`, *optional*): what is called otherwise than
+            `aligngpt.processing.corpus.records` expects.
 
     Raises:
         FileNotFoundError: if nothing matches.

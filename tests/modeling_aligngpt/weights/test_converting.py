@@ -1,6 +1,5 @@
 """
-The authors' checkpoints and LLaVA's become AlignGPT, against a forward pass in plain torch, written from METHOD. Over
-the house's 250 lines: the forward pass, and each kind of damage.
+The authors' checkpoints and LLaVA's become AlignGPT, against a forward pass in plain torch, written from METHOD.
 """
 
 import json
@@ -23,7 +22,7 @@ from transformers import (
 )
 
 from aligngpt.__main__ import main
-from aligngpt.converting import convert
+from aligngpt.weights.converting import convert
 
 from ..hub_server import LoopbackHub  # noqa: TID252
 
@@ -254,7 +253,7 @@ def test_a_stage_1_file_fills_a_composed_model(prefix, authors, checkpoint, tmp_
 def test_a_private_checkpoint_is_converted_from_the_hub(source, authors, run_python, tmp_path):
     code = f"""
 from huggingface_hub import HfApi
-from aligngpt.converting import main
+from aligngpt.weights.converting import main
 api = HfApi()
 api.create_repo("authors", private=True)
 api.upload_folder(repo_id="tester/authors", folder_path={str(source)!r})
@@ -391,7 +390,7 @@ def test_a_damaged_checkpoint_is_refused_and_leaves_nothing(kind, source, tmp_pa
 def test_a_disk_that_is_full_at_the_end_leaves_nothing(source, tmp_path, run_python):
     code = f"""
 import resource, signal, sys
-from aligngpt.converting import convert, main
+from aligngpt.weights.converting import convert, main
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))  # of a file: small ones fit, the weights do not
 try:

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 from transformers.utils import cached_file, extract_commit_hash
 
-from .pair_preparation import PairPreparer, is_scored
+from .preparation import PairPreparer, is_scored
 
 
 class AlignmentScorer:
@@ -141,7 +141,7 @@ class AlignmentScorer:
     ) -> np.ndarray:
         """
         Cosine similarities, float32 of shape (pairs,), of images (pictures or paths) and texts in memory. Texts are
-        cut at the model's length. For a corpus see `aligngpt.processing.score`.
+        cut at the model's length. For a corpus see `aligngpt.processing.scoring.command`.
 
         Raises:
             ValueError: if there are not as many texts as images, or one cannot be used; the message names it.

@@ -1,0 +1,1 @@
+"""Alignment levels: how scores are cut, and the data that come out."""
