@@ -7,7 +7,7 @@ import sys
 
 COMMANDS = {
     "score": ("aligngpt.processing.scoring.command", "score how well each caption of a corpus describes its image"),
-    "levels": ("aligngpt.processing.levels", "cut the scores into alignment levels: data for stage 1"),
+    "levels": ("aligngpt.processing.levels.command", "cut the scores into alignment levels: data for stage 1"),
     "compose": ("aligngpt.weights.compose_command", "make a model from a vision tower and a language model"),
     "convert": ("aligngpt.weights.converting", "make a model from the authors' checkpoint or from LLaVA-1.5"),
     "merge": ("aligngpt.training.merge", "fold a LoRA adapter into the model that it was trained on"),

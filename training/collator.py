@@ -10,8 +10,8 @@ from transformers import BatchFeature
 from transformers.data.data_collator import DataCollatorMixin
 
 from aligngpt.processing import AlignGPTProcessor
+from aligngpt.processing.corpus.faults import Fault
 from aligngpt.processing.corpus.images import open_image
-from aligngpt.processing.corpus.records import PairFault
 
 
 # Stands for a row that is skipped: it keeps its place in the batch, without a token to train on
@@ -64,7 +64,7 @@ class AlignGPTDataCollator(DataCollatorMixin):
         for index, row in enumerate(rows):
             try:
                 conversations.append(self._read_conversation(row))
-            except PairFault as fault:
+            except Fault as fault:
                 faults[index] = fault
                 conversations.append(EMPTY_CONVERSATION)
         batch = self._encode(conversations, faults)
@@ -95,7 +95,7 @@ class AlignGPTDataCollator(DataCollatorMixin):
         """The row's messages with their pictures inside, an image before the text of its message."""
         if row.get("fault"):
             kind, _, message = row["fault"].partition(": ")
-            raise PairFault(kind, message)
+            raise Fault(kind, message)
         images = row.get("images") or ([row["image"]] if row.get("image") is not None else [])
         images = iter([open_image(image, self.image_folder)[0] for image in images])
         messages = []
@@ -110,7 +110,7 @@ class AlignGPTDataCollator(DataCollatorMixin):
                 content = [self._fill_part(part, images) for part in message["content"]]
             messages.append({"role": message["role"], "content": content})
         if left := len(list(images)):
-            raise PairFault("placeholder_count", f"{left} of the images have no place in the messages.")
+            raise Fault("placeholder_count", f"{left} of the images have no place in the messages.")
         return messages
 
     def _fill_part(self, part: dict[str, Any], images: Iterator[Any]) -> dict[str, Any]:
@@ -118,7 +118,7 @@ class AlignGPTDataCollator(DataCollatorMixin):
             return {"type": "text", "text": self._escape(part["text"])}
         image = part.get("image") or next(images, None)
         if image is None:
-            raise PairFault("placeholder_count", "The messages have places for more images than there are.")
+            raise Fault("placeholder_count", "The messages have places for more images than there are.")
         return {"type": "image", "image": open_image(image, self.image_folder)[0]}
 
     def _escape(self, text: str) -> str:
@@ -127,7 +127,7 @@ class AlignGPTDataCollator(DataCollatorMixin):
             text = text.replace(token, f"{token[0]} {token[1:]}")
         return text
 
-    def _encode(self, conversations: list[list[dict[str, Any]]], faults: dict[int, PairFault]) -> BatchFeature:
+    def _encode(self, conversations: list[list[dict[str, Any]]], faults: dict[int, Fault]) -> BatchFeature:
         try:
             return self._apply_template(conversations)
         except Exception:  # of the template or the processor, for one of the rows: which one?
@@ -135,7 +135,7 @@ class AlignGPTDataCollator(DataCollatorMixin):
                 try:
                     self._apply_template([conversation])
                 except Exception as error:
-                    faults[index] = PairFault("template", f"{type(error).__name__}: {error}")
+                    faults[index] = Fault("template", f"{type(error).__name__}: {error}")
                     conversations[index] = EMPTY_CONVERSATION
             return self._apply_template(conversations)
 
@@ -157,7 +157,7 @@ class AlignGPTDataCollator(DataCollatorMixin):
         )
 
     def _truncate(
-        self, batch: BatchFeature, conversations: list[list[dict[str, Any]]], faults: dict[int, PairFault]
+        self, batch: BatchFeature, conversations: list[list[dict[str, Any]]], faults: dict[int, Fault]
     ) -> list[int]:
         """Cuts the batch to `max_length`; returns which rows lost text. A row that would lose image tokens is bad."""
         if self.max_length is None or batch["input_ids"].shape[1] <= self.max_length:
@@ -166,7 +166,7 @@ class AlignGPTDataCollator(DataCollatorMixin):
         lost_images = (tail == self.processor.image_token_id).any(-1).nonzero().flatten().tolist()
         for index in lost_images:
             length = int(batch["attention_mask"][index].sum())
-            faults[index] = PairFault(
+            faults[index] = Fault(
                 "too_long", f"Its {length} tokens end in an image, beyond max_length={self.max_length}."
             )
             conversations[index] = EMPTY_CONVERSATION

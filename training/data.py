@@ -11,14 +11,8 @@ from datasets import Dataset, Features, Image, IterableDataset, List, Value
 from transformers.utils import logging
 
 from aligngpt import AlignGPTConfig, __version__
-from aligngpt.processing.corpus.records import (
-    PairFault,
-    count_images_per_turn,
-    get_caption,
-    get_images,
-    get_level,
-    get_messages,
-)
+from aligngpt.processing.corpus.faults import Fault
+from aligngpt.processing.corpus.records import count_images_per_turn, get_caption, get_images, get_level, get_messages
 from aligngpt.processing.corpus.sources import Shard, open_corpus
 from aligngpt.training.arguments import ComposeArguments, DataArguments, StageConfig
 
@@ -135,10 +129,10 @@ def _read_rows(data: str, split: str, config_name: str | None, key: str | None =
             yield _read_row(record, index, shard)
 
 
-def _read_row(record: dict[str, Any] | PairFault, index: int, shard: Shard) -> dict[str, Any]:
+def _read_row(record: dict[str, Any] | Fault, index: int, shard: Shard) -> dict[str, Any]:
     row = {"id": f"{shard.name}:{index}", "images": [], "messages": [], "alignment_level": -1, "fault": ""}
     try:
-        if isinstance(record, PairFault):
+        if isinstance(record, Fault):
             raise record
         if record.get("id") is not None:
             row["id"] = _encodable(str(record["id"]))
@@ -154,7 +148,7 @@ def _read_row(record: dict[str, Any] | PairFault, index: int, shard: Shard) -> d
             for message, count in zip(messages, counts, strict=True)
         ]
         row["alignment_level"] = _read_level(get_level(record))
-    except PairFault as fault:
+    except Fault as fault:
         row |= {"images": [], "messages": [], "fault": f"{fault.kind}: {_encodable(str(fault))}"}
     length = sum(len(message["content"].encode()) for message in row["messages"])
     return row | {"num_images": len(row["images"]), "length": length}
@@ -172,7 +166,7 @@ def _read_image(image: Any, embedded: bool) -> Any:
         image = {"path": image, "bytes": None} if isinstance(image, str) else image
         return {"path": None, "bytes": image} if isinstance(image, bytes) else image
     if not isinstance(image, str):
-        raise PairFault("missing", f"An image is a path, not {type(image).__name__}.")
+        raise Fault("missing", f"An image is a path, not {type(image).__name__}.")
     return _encodable(image)
 
 
@@ -181,7 +175,7 @@ def _read_level(level: Any) -> int:
         return -1
     is_number = isinstance(level, int | float) and not isinstance(level, bool)
     if not is_number or not abs(level) < MAX_LEVEL or level != int(level):
-        raise PairFault("malformed_record", f"The alignment level is {level!r}, no integer.")
+        raise Fault("malformed_record", f"The alignment level is {level!r}, no integer.")
     return int(level)
 
 

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import fsspec
 import ijson
 
-from .records import PairFault
+from .faults import Fault
 
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "jp2", "ppm", "pgm")
@@ -24,7 +24,7 @@ CAPTION_EXTENSIONS = ("txt", "caption", "text")
 
 TWICE = b"twice"  # in place of the content of a file that comes twice, compared by identity
 
-Row = dict[str, Any] | PairFault
+Row = dict[str, Any] | Fault
 BROKEN = (ValueError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, tarfile.ReadError)
 
 
@@ -39,10 +39,10 @@ def read_json(file: str) -> Iterator[Row]:
         with fsspec.open(file, "rb", compression="infer") as stream:
             records = _read_array(stream, file) if first == b"[" else _read_lines(stream)
             for row, record in enumerate(records, start=1):  # noqa: B007
-                is_row = isinstance(record, dict | PairFault)
-                yield record if is_row else PairFault("malformed_record", f"The row is {record!r}, no object.")
+                is_row = isinstance(record, dict | Fault)
+                yield record if is_row else Fault("malformed_record", f"The row is {record!r}, no object.")
     except BROKEN as error:
-        yield PairFault("broken_shard", f"Nothing after the first {row} rows of {file} can be read: {error}")
+        yield Fault("broken_shard", f"Nothing after the first {row} rows of {file} can be read: {error}")
 
 
 def _read_lines(stream: BinaryIO) -> Iterator[Any]:
@@ -51,7 +51,7 @@ def _read_lines(stream: BinaryIO) -> Iterator[Any]:
             try:
                 yield json.loads(line)
             except ValueError as error:
-                yield PairFault("malformed_record", f"The line is no JSON: {error}")
+                yield Fault("malformed_record", f"The line is no JSON: {error}")
 
 
 def _read_array(stream: BinaryIO, file: str) -> Iterator[Any]:
@@ -100,7 +100,7 @@ def read_tar(file: str) -> Iterator[Row]:
             yield _sample_record(sample, files)
     except BROKEN as error:
         # The sample at hand is cut off with the rest
-        yield PairFault("broken_shard", f"Nothing from sample {sample} of {file} on can be read: {error}")
+        yield Fault("broken_shard", f"Nothing from sample {sample} of {file} on can be read: {error}")
 
 
 def _sample_of(member: tarfile.TarInfo) -> tuple[str, str] | None:
@@ -113,13 +113,13 @@ def _sample_of(member: tarfile.TarInfo) -> tuple[str, str] | None:
 def _sample_record(sample: str, files: dict[str, bytes]) -> Row:
     record = {"id": sample}
     if twice := [name for name, content in files.items() if content is TWICE]:
-        return PairFault("malformed_record", f"Sample {sample} has several files {sample}.{twice[0]}.")
+        return Fault("malformed_record", f"Sample {sample} has several files {sample}.{twice[0]}.")
     try:
         if "json" in files:
             record |= json.loads(files["json"])
         record |= {"caption": files[name].decode() for name in CAPTION_EXTENSIONS if name in files}
     except (ValueError, TypeError) as error:
-        return PairFault("malformed_record", f"Sample {sample}: {error}")
+        return Fault("malformed_record", f"Sample {sample}: {error}")
     names = [name for name in files if name.rsplit(".", 1)[-1] in IMAGE_EXTENSIONS]
     # `x.seg.png` beside `x.jpg` is a mask or the like
     names = [name for name in names if name in IMAGE_EXTENSIONS] or names

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from .records import PairFault
+from .faults import Fault
 
 
 EXIF_ORIENTATION = 0x0112
@@ -39,7 +39,7 @@ def open_image(source: Any, image_folder: str | None = None) -> tuple[Image.Imag
         image_folder (`str`, *optional*): needed where sources are paths.
 
     Raises:
-        PairFault: `missing`, `unreadable`, `outside_image_folder`, `zero_sized`, `truncated`, `corrupt` or
+        Fault: `missing`, `unreadable`, `outside_image_folder`, `zero_sized`, `truncated`, `corrupt` or
             `decompression_bomb` (more pixels than `PIL.Image.MAX_IMAGE_PIXELS`).
         ImageFolderNeededError: if the source is a path and there is no image folder.
     """
@@ -52,16 +52,16 @@ def open_image(source: Any, image_folder: str | None = None) -> tuple[Image.Imag
     elif isinstance(source, Image.Image):
         image = source
     else:
-        raise PairFault("missing", f"An image is a path, bytes or a picture, not {type(source).__name__}.")
+        raise Fault("missing", f"An image is a path, bytes or a picture, not {type(source).__name__}.")
 
     if 0 in image.size:
-        raise PairFault("zero_sized", f"The picture is {image.size[0]} x {image.size[1]} pixels.")
+        raise Fault("zero_sized", f"The picture is {image.size[0]} x {image.size[1]} pixels.")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of broken metadata and of transparency
         try:
             return _to_upright_rgb(image)
         except Exception as error:  # Pillow's converters and readers of metadata raise whatever they stumble over
-            raise PairFault("corrupt", f"{type(error).__name__}: {error}") from error
+            raise Fault("corrupt", f"{type(error).__name__}: {error}") from error
 
 
 def _to_upright_rgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
@@ -94,19 +94,19 @@ def _read_file(path: str, image_folder: str | None) -> bytes:
     # By the words of the path: a link inside the folder was put there by its owner, `../` was written by the corpus
     full = os.path.abspath(os.path.join(root, path))
     if os.path.commonpath([root, full]) != root:
-        raise PairFault("outside_image_folder", f"The image {path!r} is outside of {image_folder!r}.")
+        raise Fault("outside_image_folder", f"The image {path!r} is outside of {image_folder!r}.")
     try:
         return Path(full).read_bytes()
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError, ValueError) as error:
         hint = " It is a URL: download the images first." if "://" in path else ""
-        raise PairFault("missing", f"There is no image {path[:200]!r} in {image_folder!r}.{hint}") from error
+        raise Fault("missing", f"There is no image {path[:200]!r} in {image_folder!r}.{hint}") from error
     except OSError as error:
-        raise PairFault("unreadable", f"The image {path[:200]!r} cannot be read: {error.strerror}") from error
+        raise Fault("unreadable", f"The image {path[:200]!r} cannot be read: {error.strerror}") from error
 
 
 def _decode(data: bytes) -> Image.Image:
     if not data:
-        raise PairFault("zero_sized", "The image has no bytes.")
+        raise Fault("zero_sized", "The image has no bytes.")
     ImageFile.LOAD_TRUNCATED_IMAGES = False  # libraries switch it on for everyone; half-grey pictures have scores too
     try:
         with warnings.catch_warnings():
@@ -114,15 +114,15 @@ def _decode(data: bytes) -> Image.Image:
             image = Image.open(io.BytesIO(data))
             width, height = image.size
             if Image.MAX_IMAGE_PIXELS is not None and width * height > Image.MAX_IMAGE_PIXELS:
-                raise PairFault("decompression_bomb", f"The image has {width} x {height} pixels.")
+                raise Fault("decompression_bomb", f"The image has {width} x {height} pixels.")
             image.load()
             return image
-    except PairFault:
+    except Fault:
         raise
     except Image.DecompressionBombError as error:
-        raise PairFault("decompression_bomb", str(error)) from error
+        raise Fault("decompression_bomb", str(error)) from error
     except UnidentifiedImageError as error:
-        raise PairFault("corrupt", f"These {len(data)} bytes are no image of a known format.") from error
+        raise Fault("corrupt", f"These {len(data)} bytes are no image of a known format.") from error
     except Exception as error:  # decoders raise whatever their parser stumbles over
         kind = "truncated" if isinstance(error, EOFError) or "truncated" in str(error).lower() else "corrupt"
-        raise PairFault(kind, f"{type(error).__name__}: {error}") from error
+        raise Fault(kind, f"{type(error).__name__}: {error}") from error

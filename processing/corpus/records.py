@@ -2,27 +2,11 @@
 
 from typing import Any
 
+from .faults import Fault
+
 
 PLACEHOLDER = "<image>"  # where LLaVA's texts have an image; templates put images first
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
-
-
-class PairFault(ValueError):
-    """
-    Why a record cannot be used: `kind`, a word that reports count by, and a message with what was found.
-
-    Kinds of images: `missing`, `unreadable`, `outside_image_folder`, `zero_sized`, `truncated`, `corrupt`,
-    `decompression_bomb`, `extreme_shape`, `several_images`, `placeholder_count`. Of captions: `no_caption`,
-    `empty_caption`, `non_string_caption`. Of records: `malformed_record`, `broken_shard` where the rest of a file
-    cannot be read, and `unexpected` for anything else.
-    """
-
-    def __init__(self, kind: str, message: str):
-        super().__init__(message)
-        self.kind = kind
-
-    def __reduce__(self):  # exceptions with two arguments do not survive a worker process otherwise
-        return type(self), (self.kind, str(self))
 
 
 def get_images(record: dict[str, Any]) -> list[Any]:
@@ -30,7 +14,7 @@ def get_images(record: dict[str, Any]) -> list[Any]:
     The record's `images` or `image`, or those inside its messages, as a list; empty for a text-only record.
 
     Raises:
-        PairFault: `missing` if the text has a place for an image, and the record names none.
+        Fault: `missing` if the text has a place for an image, and the record names none.
     """
     for name in ("images", "image"):
         images = record.get(name)
@@ -39,7 +23,7 @@ def get_images(record: dict[str, Any]) -> list[Any]:
     parts = [part for turn in _turns(record) for part in _parts(turn) if part.get("type") == "image"]
     images = [part[name] for part in parts for name in ("image", "path", "url") if part.get(name) is not None]
     if not images and (parts or any(PLACEHOLDER in str(turn.get("value", "")) for turn in _turns(record))):
-        raise PairFault("missing", "The text has a place for an image, but the record names none.")
+        raise Fault("missing", "The text has a place for an image, but the record names none.")
     return images
 
 
@@ -49,7 +33,7 @@ def count_images_per_turn(record: dict[str, Any], num_images: int) -> list[int]:
     parts. Where no turn says so, all are the first user turn's.
 
     Raises:
-        PairFault: `placeholder_count` if the turns have places for another number of images.
+        Fault: `placeholder_count` if the turns have places for another number of images.
     """
     turns = _turns(record)
     counts = [
@@ -61,7 +45,7 @@ def count_images_per_turn(record: dict[str, Any], num_images: int) -> list[int]:
         first = next((index for index, turn in enumerate(turns) if _role(turn) == "user"), 0)
         counts = [num_images * (index == first) for index in range(len(turns))]
     if sum(counts) != num_images:
-        raise PairFault("placeholder_count", f"The text has places for {sum(counts)} images, the record {num_images}.")
+        raise Fault("placeholder_count", f"The text has places for {sum(counts)} images, the record {num_images}.")
     return counts
 
 
@@ -70,10 +54,10 @@ def check_single(images: list[Any]) -> None:
     Whether there is one image at most.
 
     Raises:
-        PairFault: `several_images`.
+        Fault: `several_images`.
     """
     if len(images) > 1:
-        raise PairFault("several_images", f"There are {len(images)} images; a pair is one image and one text.")
+        raise Fault("several_images", f"There are {len(images)} images; a pair is one image and one text.")
 
 
 def get_level(record: dict[str, Any]) -> Any:
@@ -88,12 +72,12 @@ def get_messages(record: dict[str, Any]) -> list[dict[str, str]] | None:
     caption.
 
     Raises:
-        PairFault: `malformed_record` if a turn is not of that form, `non_string_caption` if a text is no string.
+        Fault: `malformed_record` if a turn is not of that form, `non_string_caption` if a text is no string.
     """
     for name, keys in (("messages", ("role", "content")), ("conversations", ("from", "value"))):
         if record.get(name):
             if not isinstance(record[name], list):
-                raise PairFault("malformed_record", f"{name} is {record[name]!r}, no list of turns.")
+                raise Fault("malformed_record", f"{name} is {record[name]!r}, no list of turns.")
             return [_read_turn(turn, *keys) for turn in record[name]]
     return None
 
@@ -103,22 +87,22 @@ def get_caption(record: dict[str, Any]) -> str:
     The text that describes the image: what the assistant says, else `caption` or `text`.
 
     Raises:
-        PairFault: `no_caption`, `empty_caption` or `non_string_caption`, and what `get_messages` raises.
+        Fault: `no_caption`, `empty_caption` or `non_string_caption`, and what `get_messages` raises.
     """
     messages = get_messages(record)
     if messages is not None:
         caption = "\n".join(message["content"] for message in messages if message["role"] == "assistant")
         if not any(message["role"] == "assistant" for message in messages):
-            raise PairFault("no_caption", "The conversation has no assistant turn.")
+            raise Fault("no_caption", "The conversation has no assistant turn.")
     else:
         caption = record.get("text") if record.get("caption") is None else record["caption"]
         if caption is None:
-            raise PairFault("no_caption", f"There is none of messages, conversations, caption, text: {sorted(record)}")
+            raise Fault("no_caption", f"There is none of messages, conversations, caption, text: {sorted(record)}")
     if not isinstance(caption, str):
-        raise PairFault("non_string_caption", f"The caption is {caption!r}, not a string.")
+        raise Fault("non_string_caption", f"The caption is {caption!r}, not a string.")
     caption = caption.replace(PLACEHOLDER, "")
     if not caption.strip():
-        raise PairFault("empty_caption", "The caption is empty.")
+        raise Fault("empty_caption", "The caption is empty.")
     return caption
 
 
@@ -143,16 +127,16 @@ def _texts(turn: dict[str, Any]) -> list[str]:
 
 def _read_turn(turn: Any, role_key: str, text_key: str) -> dict[str, str]:
     if not isinstance(turn, dict) or role_key not in turn or text_key not in turn:
-        raise PairFault("malformed_record", f"A turn has no {role_key!r} and {text_key!r}: {turn!r}")
+        raise Fault("malformed_record", f"A turn has no {role_key!r} and {text_key!r}: {turn!r}")
     role, text = turn[role_key], turn[text_key]
     if not isinstance(role, str) or role not in ROLES:
-        raise PairFault("malformed_record", f"A turn is by {role!r}; known: {sorted(ROLES)}")
+        raise Fault("malformed_record", f"A turn is by {role!r}; known: {sorted(ROLES)}")
     if isinstance(text, list):  # the parts of a multimodal message
         texts = [part.get("text") for part in _parts(turn) if part.get("type") == "text"]
         wrong = [part for part in texts if not isinstance(part, str)]
         text = wrong[0] if wrong else "\n".join(texts)
     if not isinstance(text, str):
-        raise PairFault("non_string_caption", f"The text of a turn is {text!r}, not a string.")
+        raise Fault("non_string_caption", f"The text of a turn is {text!r}, not a string.")
     if ROLES[role] != "assistant" and PLACEHOLDER in text:
         text = text.replace(PLACEHOLDER, "").strip()
     if role_key == "from":

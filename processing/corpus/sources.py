@@ -18,8 +18,8 @@ import fsspec
 import pyarrow
 import pyarrow.parquet
 
+from .faults import Fault
 from .files import Row, count_tar, read_json, read_tar
-from .records import PairFault
 
 
 FORMATS = {"json": "json", "jsonl": "json", "ndjson": "json", "tar": "tar"}
@@ -36,7 +36,7 @@ class Shard:
 
     Args:
         name (`str`): unique in the corpus; with a row's number it is the key of a pair, for ids need not be unique.
-        read (`Callable[[int], Iterator[Row]]`): the rows from one on; a row that cannot be read is a `PairFault`.
+        read (`Callable[[int], Iterator[Row]]`): the rows from one on; a row that cannot be read is a `Fault`.
         embedded_images (`bool`): whether images are bytes in the rows; else they are paths.
         fingerprint (`str`): changes if the shard does: a local file's size and a hash of its
             ends, or the dataset's own.
@@ -131,7 +131,7 @@ def _rename_columns(shard: Shard, names: dict[str, str]) -> Shard:
 
     def read(start: int) -> Iterator[Row]:
         for row in shard.read(start):
-            if isinstance(row, PairFault):
+            if isinstance(row, Fault):
                 yield row
             else:
                 kept = {key: value for key, value in row.items() if key not in hidden}
@@ -209,7 +209,7 @@ def _read_table(file: str, file_format: str, name: str, start: int) -> Iterator[
     except BROKEN_TABLE as error:
         if not os.path.isfile(file):
             raise  # more likely the network
-        yield PairFault("broken_shard", f"{name} cannot be read: {error}")
+        yield Fault("broken_shard", f"{name} cannot be read: {error}")
         return
     yield from _read_dataset(dataset, name, start, os.path.isfile(file))
 
@@ -234,7 +234,7 @@ def _dataset_shard(
                 is_path = paths_by_datasets and isinstance(row, dict)
                 yield {key: _with_bytes(row[key]) for key in row} if is_path else row
             except OSError as error:
-                yield PairFault("missing", f"An image of {name} cannot be read: {error}")
+                yield Fault("missing", f"An image of {name} cannot be read: {error}")
 
     return Shard(name, read, embedded, fingerprint, count_rows)
 
@@ -246,7 +246,7 @@ def _read_dataset(
     try:
         yield from dataset.skip(start)
     except broken as error:
-        yield PairFault("broken_shard", f"The rest of {name} cannot be read: {error}")
+        yield Fault("broken_shard", f"The rest of {name} cannot be read: {error}")
 
 
 def with_encoded_images(dataset: Any) -> tuple[Any, bool]:

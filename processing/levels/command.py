@@ -28,14 +28,8 @@ from tqdm.auto import tqdm
 
 from aligngpt.processing.atomic_output import new_folder
 from aligngpt.processing.command_line import parse_command
-from aligngpt.processing.corpus.records import (
-    PairFault,
-    check_single,
-    get_caption,
-    get_images,
-    get_level,
-    get_messages,
-)
+from aligngpt.processing.corpus.faults import Fault
+from aligngpt.processing.corpus.records import check_single, get_caption, get_images, get_level, get_messages
 from aligngpt.processing.corpus.sources import open_corpus
 from aligngpt.processing.scoring.folder import ScoreFolder, rows_per_group
 from aligngpt.processing.scoring.parts import output_features, output_image
@@ -177,13 +171,11 @@ class _Source:
 
 def _row_of(record: Any, shard: str, row: int, embedded: bool) -> dict[str, Any]:
     try:
-        if isinstance(record, PairFault):
+        if isinstance(record, Fault):
             raise record
         level = get_level(record)
         if level is not None and not isinstance(level, int):
-            raise PairFault(
-                "malformed_record", f"The level is {level!r}, not an integer; a score has to be cut first."
-            )
+            raise Fault("malformed_record", f"The level is {level!r}, not an integer; a score has to be cut first.")
         images = get_images(record)
         check_single(images)
         return {
@@ -196,7 +188,7 @@ def _row_of(record: Any, shard: str, row: int, embedded: bool) -> dict[str, Any]
             "alignment_score": record.get("alignment_score") if images else None,
             "alignment_level": level if images else None,
         }
-    except PairFault as fault:
+    except Fault as fault:
         raise ValueError(f"Row {row} of {shard}: {fault}") from fault
 
 

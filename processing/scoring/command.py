@@ -31,7 +31,7 @@ from accelerate import PartialState
 from tqdm.auto import tqdm
 
 from aligngpt.processing.command_line import parse_command
-from aligngpt.processing.corpus.records import PairFault
+from aligngpt.processing.corpus.faults import Fault
 from aligngpt.processing.corpus.sources import Row, Shard, open_corpus
 
 from .folder import ScoreFolder
@@ -100,7 +100,7 @@ def score_corpus(
         The report, as in `score_report.json`; None if parts of other processes are still missing.
 
     Raises:
-        PairFault: with `on_error="fail"`, for the first pair that cannot be scored; the message names it.
+        Fault: with `on_error="fail"`, for the first pair that cannot be scored; the message names it.
         ValueError: if the output folder holds parts of another run, or paths of images have no image folder.
         FloatingPointError: if a score is not finite; the message names the pair.
     """
@@ -152,7 +152,7 @@ def score_corpus(
             described = describe_rows(batch, prepared["pairs"], shards[batch.shard].name, features, args.keep_images)
             faulty = [row for row in described if "fault" in row]
             if faulty and args.on_error == "fail":
-                raise PairFault(faulty[0]["fault"].kind, "Row {row} of {shard}, {id}: {fault}".format(**faulty[0]))
+                raise Fault(faulty[0]["fault"].kind, "Row {row} of {shard}, {id}: {fault}".format(**faulty[0]))
             rows += described
             listed += len(faulty)
             progress.set_postfix(listed=listed, refresh=False)

@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset, default_collate
 
+from aligngpt.processing.corpus.faults import Fault
 from aligngpt.processing.corpus.images import ImageFolderNeededError, open_image
-from aligngpt.processing.corpus.records import PairFault, check_single, get_caption, get_images, get_messages
+from aligngpt.processing.corpus.records import check_single, get_caption, get_images, get_messages
 
 
 class PairPreparer(Dataset):
@@ -32,10 +33,10 @@ class PairPreparer(Dataset):
         self.max_length, self.padding, self.image_folder = max_length, padding, image_folder
         self.resize = plain_resize(image_processor)
 
-    def __getitems__(self, records: Sequence[dict[str, Any] | PairFault]) -> dict[str, Any]:
+    def __getitems__(self, records: Sequence[dict[str, Any] | Fault]) -> dict[str, Any]:
         """
         `pairs`: a dict for each record, with `id`, `messages`, `caption`, `converted` (see `open_image`), `truncated`,
-        and `fault` (a `PairFault`) or `text_only` where there is nothing to score. `image_inputs` and `text_inputs`:
+        and `fault` (a `Fault`) or `text_only` where there is nothing to score. `image_inputs` and `text_inputs`:
         tensors for the other records, in their order.
         """
         pairs, images, captions = [], [], []
@@ -43,7 +44,7 @@ class PairPreparer(Dataset):
             pair = {"id": None, "messages": None, "caption": None, "converted": [], "truncated": False}
             pairs.append(pair)
             try:
-                if isinstance(record, PairFault):
+                if isinstance(record, Fault):
                     raise record
                 pair["id"] = None if record.get("id") is None else str(record["id"])
                 sources = get_images(record)
@@ -54,12 +55,12 @@ class PairPreparer(Dataset):
                 if sources:
                     images.append(self._prepare_image(sources, pair["converted"]))
                     captions.append(pair["caption"])
-            except PairFault as fault:
+            except Fault as fault:
                 pair["fault"] = fault
             except ImageFolderNeededError:
                 raise
             except Exception as error:  # one pair in a billion that nobody thought of does not end the run
-                pair["fault"] = PairFault("unexpected", f"{type(error).__name__}: {error}")
+                pair["fault"] = Fault("unexpected", f"{type(error).__name__}: {error}")
         batch = {"pairs": pairs, "image_inputs": {}, "text_inputs": {}}
         if images:
             # Straight into memory that the scorer's process shares
@@ -76,7 +77,7 @@ class PairPreparer(Dataset):
         converted.extend(conversions)
         edge = (self.image_processor.size or {}).get("shortest_edge")
         if edge and Image.MAX_IMAGE_PIXELS and edge**2 * max(image.size) / min(image.size) > Image.MAX_IMAGE_PIXELS:
-            raise PairFault("extreme_shape", f"{image.size} pixels would be enormous with a short side of {edge}.")
+            raise Fault("extreme_shape", f"{image.size} pixels would be enormous with a short side of {edge}.")
         if self.resize is not None:
             return {"pixel_values": torch.from_numpy(np.array(self.resize(image))).permute(2, 0, 1)}
         return {name: tensor[0] for name, tensor in _process(self.image_processor, image).items()}
@@ -103,7 +104,7 @@ def _check_unicode(*values: Any) -> None:
             try:
                 value.encode()
             except UnicodeEncodeError as error:
-                raise PairFault("malformed_record", f"{value!r} is no Unicode text: {error}") from error
+                raise Fault("malformed_record", f"{value!r} is no Unicode text: {error}") from error
 
 
 def is_scored(pair: dict[str, Any]) -> bool:

@@ -24,7 +24,7 @@ from transformers import (
 from aligngpt.__main__ import main
 from aligngpt.weights.converting import convert
 
-from ..hub_server import LoopbackHub  # noqa: TID252
+from ...hub_server import LoopbackHub  # noqa: TID252
 
 
 PROMPTS = ["USER: <image>\nWhat is this? ASSISTANT:", "<image> Answer with one word:  red", "Is it <image>?"]

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile, ImageOps
 
+from aligngpt.processing.corpus.faults import Fault
 from aligngpt.processing.corpus.images import open_image
-from aligngpt.processing.corpus.records import PairFault
 
 
 def encode(image: Image.Image, file_format: str, **options) -> bytes:
@@ -49,14 +49,14 @@ def test_a_plain_file_is_opened_as_it_is(picture):
     ids=["zero-sized", "web page", "broken header", "broken data", "short jpeg", "short png", "bomb", "large bomb"],
 )
 def test_a_broken_file_is_refused_by_its_kind(data, kind, picture):
-    with pytest.raises(PairFault) as refused:
+    with pytest.raises(Fault) as refused:
         open_image(data(picture))
     assert refused.value.kind == kind
 
 
 def test_a_truncated_file_is_refused_though_a_library_allowed_them(picture, monkeypatch):
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
-    with pytest.raises(PairFault, match="truncated"):
+    with pytest.raises(Fault, match="truncated"):
         open_image(encode(picture, "JPEG")[:-300])
 
 
@@ -97,7 +97,7 @@ def test_a_rotated_photograph_is_turned_upright(picture):
 def test_a_path_that_leaves_the_image_folder_is_refused(path, picture, tmp_path):
     (tmp_path / "images").mkdir()
     picture.save(tmp_path / "secret.png")
-    with pytest.raises(PairFault, match="outside") as refused:
+    with pytest.raises(Fault, match="outside") as refused:
         open_image(path, str(tmp_path / "images"))
     assert refused.value.kind == "outside_image_folder"
 
@@ -116,7 +116,7 @@ def test_paths_inside_the_image_folder_are_opened(picture, tmp_path, monkeypatch
 
 @pytest.mark.parametrize("path", ["no.png", "", ".", "http://example.org/a.png", "a\0b.png"])
 def test_a_file_that_is_not_there_is_missing(path, tmp_path):
-    with pytest.raises(PairFault) as refused:
+    with pytest.raises(Fault) as refused:
         open_image(path, str(tmp_path))
     assert refused.value.kind == "missing"
 
@@ -127,10 +127,10 @@ def test_a_path_without_an_image_folder_is_an_error():
 
 
 def test_a_picture_without_width_or_no_picture_at_all_is_refused():
-    with pytest.raises(PairFault) as refused:
+    with pytest.raises(Fault) as refused:
         open_image(Image.new("RGB", (0, 5)))
     assert refused.value.kind == "zero_sized"
-    with pytest.raises(PairFault, match="not int"):
+    with pytest.raises(Fault, match="not int"):
         open_image(7)
 
 
@@ -161,6 +161,6 @@ def test_broken_metadata_does_not_spoil_an_image(picture):
 
 
 def test_a_path_that_no_file_can_have_is_unreadable(tmp_path):
-    with pytest.raises(PairFault) as refused:
+    with pytest.raises(Fault) as refused:
         open_image("A" * 500, str(tmp_path))
     assert refused.value.kind == "unreadable" and len(str(refused.value)) < 400

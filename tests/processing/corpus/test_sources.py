@@ -10,7 +10,8 @@ import fsspec
 import pytest
 from PIL import Image
 
-from aligngpt.processing.corpus.records import PairFault, get_caption, get_images, get_messages
+from aligngpt.processing.corpus.faults import Fault
+from aligngpt.processing.corpus.records import get_caption, get_images, get_messages
 from aligngpt.processing.corpus.sources import open_corpus
 
 
@@ -204,7 +205,7 @@ def test_what_is_not_there_or_unknown_is_an_error(data, error, message, tmp_path
     ],
 )
 def test_a_caption_that_cannot_be_used_is_refused_by_its_kind(record, kind):
-    with pytest.raises(PairFault) as refused:
+    with pytest.raises(Fault) as refused:
         get_caption(record)
     assert refused.value.kind == kind
 
@@ -284,7 +285,7 @@ def test_a_table_without_rows_has_none(tmp_path):
     ],
 )
 def test_a_text_with_a_place_for_an_image_is_no_text_only_record(record):
-    with pytest.raises(PairFault) as refused:
+    with pytest.raises(Fault) as refused:
         get_images(record)
     assert refused.value.kind == "missing"
 

@@ -21,8 +21,9 @@ import torch
 from PIL import Image
 from transformers import AutoModel
 
-from aligngpt.processing import AlignmentScorer, cut_into_levels, pair_preparation, score
-from aligngpt.processing.corpus.records import PairFault
+from aligngpt.processing import AlignmentScorer, cut_into_levels
+from aligngpt.processing.corpus.faults import Fault
+from aligngpt.processing.scoring import command, preparation
 from aligngpt.processing.scoring.command import ScoreArguments, score_corpus
 
 
@@ -175,7 +176,7 @@ def test_every_fault_is_listed_by_its_kind_and_the_report_adds_up(arguments, mak
 def test_with_on_error_fail_the_first_fault_ends_the_run_and_is_named(arguments, make_image, tmp_path):
     write_faulty_corpus(tmp_path, make_image)
     data = {"data": str(tmp_path / "faulty.jsonl"), "image_folder": str(tmp_path / "images")}
-    with pytest.raises(PairFault, match=r"Row 0 of faulty.jsonl, id 0: There is no image 'no.png'"):
+    with pytest.raises(Fault, match=r"Row 0 of faulty.jsonl, id 0: There is no image 'no.png'"):
         score_corpus(arguments(**data, on_error="fail"))
 
 
@@ -255,7 +256,7 @@ def be_process(monkeypatch, process, processes):
     """Makes the next runs those of one process of several."""
     state = {"process_index": process, "num_processes": processes, "is_local_main_process": process == 0}
     state = SimpleNamespace(device=torch.device("cpu"), **state)
-    monkeypatch.setattr(score, "PartialState", lambda **_: state)
+    monkeypatch.setattr(command, "PartialState", lambda **_: state)
 
 
 @pytest.mark.parametrize("lone", [(0, 3), (1, 3), (2, 3), (1, 2)])
@@ -395,14 +396,14 @@ def test_what_was_missing_is_scored_on_demand_when_it_is_there(arguments, corpus
 
 
 def test_what_nobody_thought_of_is_a_fault_of_one_pair(arguments, corpus, tmp_path, monkeypatch):
-    open_image = pair_preparation.open_image
+    open_image = preparation.open_image
 
     def stumble(source, folder):
         if source == "3.jpg":
             raise ZeroDivisionError("who knows")
         return open_image(source, folder)
 
-    monkeypatch.setattr(pair_preparation, "open_image", stumble)
+    monkeypatch.setattr(preparation, "open_image", stumble)
     report = score_corpus(arguments())
     assert report["faults"] == {"unexpected": 1} and report["scored"] == PAIRS - 1
     assert "ZeroDivisionError: who knows" in (tmp_path / "scores" / "faults.jsonl").read_text()

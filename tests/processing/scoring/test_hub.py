@@ -9,7 +9,7 @@ import pytest
 
 from aligngpt.processing import AlignmentScorer
 
-from ..hub_server import LoopbackHub  # noqa: TID252
+from ...hub_server import LoopbackHub  # noqa: TID252
 
 
 CODE = """
