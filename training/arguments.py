@@ -24,6 +24,14 @@ class DataArguments:
     eval_split: str = field(default="train", metadata={"help": "Split of a data set on the Hub to evaluate on."})
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a data set on the Hub."})
     image_folder: str | None = field(default=None, metadata={"help": "Folder that relative image paths start from."})
+    image_column: str | None = field(default=None, metadata={"help": "Field of the images, if not image or images."})
+    text_column: str | None = field(
+        default=None, metadata={"help": "Field of the captions, if not messages, conversations, caption or text."}
+    )
+    interleaved: bool = field(
+        default=False,
+        metadata={"help": "Stage 2: leave images where they stand in a message instead of writing them first."},
+    )
     streaming: bool = field(
         default=False, metadata={"help": "Read the files while training instead of caching their rows first."}
     )

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import groupby
 from typing import Any, Literal
 
 import torch
@@ -10,8 +10,10 @@ from transformers import BatchFeature
 from transformers.data.data_collator import DataCollatorMixin
 
 from aligngpt.processing import AlignGPTProcessor
+from aligngpt.processing.chat_templates import is_interleaved
 from aligngpt.processing.corpus.faults import Fault
 from aligngpt.processing.corpus.images import open_image
+from aligngpt.processing.corpus.records import read_record
 
 
 # Stands for a row that is skipped: it keeps its place in the batch, without a token to train on
@@ -24,8 +26,9 @@ EMPTY_CONVERSATION = [
 @dataclass
 class AlignGPTDataCollator(DataCollatorMixin):
     """
-    Batches for both stages from rows of [`~aligngpt.training.data.load_training_data`], or from rows with `messages`
-    and `images` as TRL's trainers take them. Runs in the data loader's workers, where it opens the images.
+    Batches for both stages from rows of [`~aligngpt.training.data.load_training_data`], or from other records (see
+    `aligngpt.processing.corpus.records`), as TRL's trainers take them. Runs in the data loader's workers, where it
+    opens the images.
 
     Args:
         processor (`AlignGPTProcessor`): of the model.
@@ -41,12 +44,12 @@ class AlignGPTDataCollator(DataCollatorMixin):
     Returns:
         the processor's inputs; `labels` (B, L), -100 but in what the assistant says, the token included that ends its
         turn; in stage 1 `alignment_levels` (B,); and lists that the trainer takes out: `row_ids`, and of rows that
-        were not trained on as they are, `skipped_rows` (id, kind of fault and message), `truncated_rows`,
-        `rows_without_target`.
+        were not trained on as they are, `skipped_rows` (a `Fault` each), `truncated_rows`, `rows_without_target`.
 
     Raises:
-        ValueError: if a level is missing or out of range; and with `on_bad_row="fail"`, if a row is bad, or no row of
-            the batch has anything to train on. The message names the rows.
+        Fault: if a level is missing or out of range.
+        ValueError: with `on_bad_row="fail"`, if a row is bad, or no row of the batch has anything to train on. The
+            message names the rows.
     """
 
     processor: AlignGPTProcessor
@@ -86,40 +89,28 @@ class AlignGPTDataCollator(DataCollatorMixin):
             **batch,
             "labels": labels,
             "row_ids": names,
-            "skipped_rows": [f"{names[index]}: {fault.kind}: {fault}" for index, fault in faults.items()],
+            "skipped_rows": [Fault(fault.kind, str(fault), names[index]) for index, fault in faults.items()],
             "truncated_rows": [names[index] for index in truncated],
             "rows_without_target": without_target,
         }
 
     def _read_conversation(self, row: dict[str, Any]) -> list[dict[str, Any]]:
-        """The row's messages with their pictures inside, an image before the text of its message."""
+        """The row's messages with their pictures inside."""
         if row.get("fault"):
-            kind, _, message = row["fault"].partition(": ")
-            raise Fault(kind, message)
-        images = row.get("images") or ([row["image"]] if row.get("image") is not None else [])
-        images = iter([open_image(image, self.image_folder)[0] for image in images])
-        messages = []
-        for message in row["messages"]:
-            if isinstance(message["content"], str):
-                # Rows of other sources do not say whose the images are: they are the first user message's
-                takes_all = message["role"] == "user" and all(earlier["role"] != "user" for earlier in messages)
-                num_images = message.get("num_images", None if takes_all else 0)
-                pictures = [{"type": "image", "image": image} for image in islice(images, num_images)]
-                content = [*pictures, {"type": "text", "text": self._escape(message["content"])}]
-            else:
-                content = [self._fill_part(part, images) for part in message["content"]]
-            messages.append({"role": message["role"], "content": content})
-        if left := len(list(images)):
-            raise Fault("placeholder_count", f"{left} of the images have no place in the messages.")
-        return messages
+            raise Fault(**row["fault"])
+        sample = read_record(row, is_interleaved(self.processor.chat_template))
+        if isinstance(sample, Fault):
+            raise sample
+        images = iter([open_image(image, self.image_folder)[0] for image in sample.images])
+        return [
+            {**message, "content": [self._fill_part(part, images) for part in message["content"]]}
+            for message in sample.messages
+        ]
 
-    def _fill_part(self, part: dict[str, Any], images: Iterator[Any]) -> dict[str, Any]:
-        if part["type"] == "text":
-            return {"type": "text", "text": self._escape(part["text"])}
-        image = part.get("image") or next(images, None)
-        if image is None:
-            raise Fault("placeholder_count", "The messages have places for more images than there are.")
-        return {"type": "image", "image": open_image(image, self.image_folder)[0]}
+    def _fill_part(self, part: dict[str, str], images: Iterator[Any]) -> dict[str, Any]:
+        if part["type"] == "image":
+            return {"type": "image", "image": next(images)}
+        return {"type": "text", "text": self._escape(part["text"])}
 
     def _escape(self, text: str) -> str:
         """A literal `<align>` (in a text about markup) is no placeholder; a space keeps it from becoming one."""
@@ -140,7 +131,7 @@ class AlignGPTDataCollator(DataCollatorMixin):
             return self._apply_template(conversations)
 
     def _apply_template(self, conversations: list[list[dict[str, Any]]]) -> BatchFeature:
-        return self.processor.apply_chat_template(
+        batch = self.processor.apply_chat_template(
             conversations,
             chat_template=self.chat_template,
             tokenize=True,
@@ -155,6 +146,24 @@ class AlignGPTDataCollator(DataCollatorMixin):
                 "add_special_tokens": False,  # the template wrote BOS
             },
         )
+        for mask, conversation in zip(batch["assistant_masks"], conversations, strict=True):
+            self._unmask_untrained(mask, conversation)
+        return batch
+
+    def _unmask_untrained(self, mask: torch.LongTensor, conversation: list[dict[str, Any]]) -> None:
+        """Takes answers of weight 0 out of the mask (L,) of what the assistant says, in place."""
+        weights = [message.get("weight", 1) for message in conversation if message["role"] == "assistant"]
+        if 0 not in weights:
+            return
+        runs = [list(run) for is_answer, run in groupby(range(len(mask)), lambda i: bool(mask[i])) if is_answer]
+        if len(runs) != len(weights):
+            raise ValueError(
+                f"Of {len(weights)} answers some have weight 0, and the chat template writes {len(runs)} spans: which "
+                "is which?"
+            )
+        for run, weight in zip(runs, weights, strict=True):
+            if weight == 0:
+                mask[run] = 0
 
     def _truncate(
         self, batch: BatchFeature, conversations: list[list[dict[str, Any]]], faults: dict[int, Fault]
@@ -183,18 +192,23 @@ class AlignGPTDataCollator(DataCollatorMixin):
     def _get_levels(
         self, rows: Sequence[dict[str, Any]], names: list[str], conversations: list[list[dict[str, Any]]]
     ) -> torch.LongTensor:
-        levels = [row.get("alignment_level") for row in rows]
-        for name, level, conversation in zip(names, levels, conversations, strict=True):
-            if has_images(conversation) and (level is None or not 0 <= level < self.num_alignment_levels):
-                raise ValueError(
-                    f"Row {name} has alignment level {level}; stage 1 needs 0..{self.num_alignment_levels - 1} in "
-                    "every row with an image. Score the pairs (`aligngpt score`) and cut the scores into levels "
-                    "(`aligngpt levels`) first."
+        levels = []
+        for row, name, conversation in zip(rows, names, conversations, strict=True):
+            if not has_images(conversation):  # no place for an alignment vector; a level, if it has one, means nothing
+                levels.append(-1)
+                continue
+            level = read_record(row).level
+            is_missing = level is None or level == -1  # as tables of integers have it
+            if is_missing or not 0 <= level < self.num_alignment_levels:
+                raise Fault(
+                    "missing_level" if is_missing else "level_out_of_range",
+                    f"Row {name} has alignment level {'none' if is_missing else level}; stage 1 needs "
+                    f"0..{self.num_alignment_levels - 1} in every row with an image. Score the pairs (`aligngpt "
+                    "score`) and cut the scores into levels (`aligngpt levels`) first.",
+                    name,
                 )
-        # A row without an image has no place for an alignment vector; its level, if it has one, means nothing
-        return torch.tensor(
-            [level if has_images(row) else -1 for level, row in zip(levels, conversations, strict=True)]
-        )
+            levels.append(level)
+        return torch.tensor(levels)
 
 
 def has_images(conversation: list[dict[str, Any]]) -> bool:

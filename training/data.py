@@ -4,6 +4,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,14 +13,19 @@ from transformers.utils import logging
 
 from aligngpt import AlignGPTConfig, __version__
 from aligngpt.processing.corpus.faults import Fault
-from aligngpt.processing.corpus.records import count_images_per_turn, get_caption, get_images, get_level, get_messages
-from aligngpt.processing.corpus.sources import Shard, open_corpus
+from aligngpt.processing.corpus.records import read_record
+from aligngpt.processing.corpus.samples import Sample, stored_image, text_of
+from aligngpt.processing.corpus.sources import open_corpus
 from aligngpt.training.arguments import ComposeArguments, DataArguments, StageConfig
 
 
 logger = logging.get_logger(__name__)
 
-MAX_LEVEL = 2**31  # anything above is a mistake, and need not fit into a column
+STREAMED_ROWS_LOOKED_AT = 1000
+NOTES = {
+    "leading_answer_dropped": "a first turn by the assistant was left out, as in the authors' code.",
+    "caption_without_question": "a caption without a question; stage 2 trains it as the answer to an empty one.",
+}
 
 
 def load_training_data(
@@ -29,26 +35,31 @@ def load_training_data(
     config_name: str | None = None,
     streaming: bool = False,
     on_bad_row: Literal["fail", "skip", "keep"] = "fail",
+    image_column: str | None = None,
+    text_column: str | None = None,
+    interleaved: bool = False,
 ) -> Dataset | IterableDataset:
     """
     Rows to train on. Images stay what they are in the data, paths or encoded bytes; the collator opens them.
 
     Args:
-        data (`str`): what `aligngpt.processing.corpus.open_corpus` takes (JSON, JSON Lines, parquet, a glob of them, a
-            folder or Hub id that datasets loads), or the output folder of `aligngpt levels`. A record has `image` or
-            `images`, and one of `messages`, `conversations` (LLaVA's, with `<image>` in the text) and `caption`;
-            optionally `id` and `alignment_level` (or `similarity`, the authors' name for it).
+        data (`str`): what `aligngpt.processing.corpus.sources.open_corpus` takes (JSON, JSON Lines, parquet, a glob of
+            them, a folder or Hub id that datasets loads), or the output folder of `aligngpt levels`. What a record may
+            look like is told in `aligngpt.processing.corpus.records`.
         split, config_name (`str`, *optional*): of a data set on the Hub.
         streaming (`bool`): read the files as rows are asked for, instead of copying all rows into the cache of
             datasets first.
         on_bad_row (`str`): what to do with records that are of no known form: `"fail"`; `"skip"` leaves them out and
             logs how many; `"keep"`, as always when streaming, keeps them, with the reason in the column `fault`, for
             the collator to deal with.
+        image_column, text_column (`str`, *optional*): what is called otherwise than records expect.
+        interleaved (`bool`): whether `<image>` in a string stays in its place, instead of coming first in its turn.
 
     Returns:
-        columns `id` (string), `images` (list), `messages` (list of role, content, num_images), `alignment_level` (-1
-        where none is given), `num_images` and `length` (bytes of text), by which rows are grouped, and `fault` (empty,
-        or what is wrong).
+        columns `id` (string), `images` (list), `messages` (list of role, content as typed parts, and weight, 0 where
+        an answer is not trained on), `alignment_level` (-1 where none is given), `num_images` and `length` (bytes of
+        text), by which rows are grouped, `notes` (what reading changed, and `caption_without_question`), and `fault`
+        (None, or kind and message). Each row is itself a record.
 
     Raises:
         ValueError: if there are no records, or one is of no known form and `on_bad_row` is `"fail"`; the message names
@@ -60,6 +71,7 @@ def load_training_data(
     elif (folder / "alignment_levels.json").is_file():
         data = str(folder / "*.parquet")
     source = {"data": data, "split": split, "config_name": config_name}
+    source |= {"image_column": image_column, "text_column": text_column}
     shards = open_corpus(**source, streaming=streaming)
     if all(next(shard.read(0), None) is None for shard in shards):
         raise ValueError(f"There are no records in {data}.")
@@ -67,13 +79,21 @@ def load_training_data(
         {
             "id": Value("string"),
             "images": List(Image(decode=False) if any(s.embedded_images for s in shards) else Value("string")),
-            "messages": List({"role": Value("string"), "content": Value("string"), "num_images": Value("int32")}),
+            "messages": List(
+                {
+                    "role": Value("string"),
+                    "content": List({"type": Value("string"), "text": Value("string")}),
+                    "weight": Value("int8"),
+                }
+            ),
             "alignment_level": Value("int64"),
             "num_images": Value("int32"),
             "length": Value("int64"),
-            "fault": Value("string"),
+            "notes": List(Value("string")),
+            "fault": {"kind": Value("string"), "message": Value("string")},
         }
     )
+    source["interleaved"] = interleaved
     if streaming:
         # One shard, however many files: accelerate gives every process files of its own where it can, so that rows of
         # small files come more often, and processes wait for each other at ends that are not the same
@@ -85,24 +105,78 @@ def load_training_data(
     return _handle_faults(dataset, on_bad_row) if on_bad_row != "keep" else dataset
 
 
-def load_datasets(data_args: DataArguments, training_args: StageConfig) -> dict[str, Dataset | IterableDataset | None]:
+def load_datasets(
+    data_args: DataArguments, training_args: StageConfig, needs_images: bool = False
+) -> dict[str, Dataset | IterableDataset | None]:
     """
     `train_dataset` and `eval_dataset` (None without `eval_file`) for a trainer. On a machine with several processes
     the first one fills the cache of datasets, and the others find it filled.
+
+    Raises:
+        ValueError: as [`load_training_data`]; and if no row has a picture, where the stage needs them (`needs_images`)
+            or an image folder is named.
     """
     with training_args.main_process_first(desc="reading the records"):
-        options = {"config_name": data_args.dataset_config, "on_bad_row": data_args.on_bad_row}
-        train = load_training_data(
-            data_args.train_file, split=data_args.train_split, streaming=data_args.streaming, **options
-        )
-        evaluation = data_args.eval_file and load_training_data(
-            data_args.eval_file, split=data_args.eval_split, **options
-        )
+        options = reading_options(data_args) | {"on_bad_row": data_args.on_bad_row}
+        train = load_training_data(data_args.train_file, **options)
+        options |= {"split": data_args.eval_split, "streaming": False}
+        evaluation = data_args.eval_file and load_training_data(data_args.eval_file, **options)
+        tell_about_rows(train, data_args, needs_images)
     if data_args.streaming:
         # Without an end: a run that is resumed passes over as many rows as it has seen, whichever pass they were in
         seed = training_args.data_seed or training_args.seed
         train = train.repeat(None).shuffle(seed=seed, buffer_size=data_args.shuffle_buffer_size)
     return {"train_dataset": train, "eval_dataset": evaluation}
+
+
+def reading_options(data_args: DataArguments) -> dict[str, Any]:
+    """What [`load_training_data`] has to know of the arguments, beside the data and `on_bad_row`."""
+    return {
+        "split": data_args.train_split,
+        "config_name": data_args.dataset_config,
+        "streaming": data_args.streaming,
+        "image_column": data_args.image_column,
+        "text_column": data_args.text_column,
+        "interleaved": data_args.interleaved,
+    }
+
+
+def tell_about_rows(dataset: Dataset | IterableDataset, data_args: DataArguments, needs_images: bool) -> None:
+    """
+    Logs what reading changed, and how many captions come without a question where stage 2 would answer one. Of a
+    stream the first thousand rows are looked at.
+
+    Raises:
+        ValueError: if no row has a picture, and [`explain_missing_pictures`] says why one should.
+    """
+    if isinstance(dataset, IterableDataset):
+        rows = list(islice(dataset, STREAMED_ROWS_LOOKED_AT))
+        num_images, notes = [row["num_images"] for row in rows], [row["notes"] for row in rows]
+    else:
+        columns = dataset.with_format("arrow")
+        num_images, notes = (columns[name].to_pylist() if len(dataset) else [] for name in ("num_images", "notes"))
+    if not any(num_images) and (needed := explain_missing_pictures(data_args, needs_images)):
+        raise ValueError(needed)
+    counts = Counter(note for row in notes for note in row)
+    if needs_images:
+        counts.pop("caption_without_question", None)  # which is what stage 1 trains on
+    for note, count in counts.items():
+        logger.warning(f"{count} of {len(num_images)} rows of {data_args.train_file}: {NOTES[note]}")
+
+
+def explain_missing_pictures(data_args: DataArguments, needs_images: bool) -> str | None:
+    """What to say if no row has a picture; None if that is all right."""
+    if not needs_images and data_args.image_folder is None:
+        return None
+    shard = open_corpus(
+        data_args.train_file, data_args.train_split, data_args.dataset_config, streaming=data_args.streaming
+    )[0]
+    fields = next((sorted(row) for row in shard.read(0) if isinstance(row, dict)), [])
+    why = "stage 1 needs one in each" if needs_images else f"an image folder is named, {data_args.image_folder}"
+    return (
+        f"No row of {data_args.train_file} has a picture, and {why}. Pictures are looked for in `image`, `images` and "
+        f"the messages; the first record has {fields}. Name the column with --image_column."
+    )
 
 
 def check_num_levels(config: AlignGPTConfig, compose_args: ComposeArguments, data_args: DataArguments) -> None:
@@ -123,60 +197,34 @@ def check_num_levels(config: AlignGPTConfig, compose_args: ComposeArguments, dat
         raise ValueError(f"The numbers of alignment levels differ: {told}.")
 
 
-def _read_rows(data: str, split: str, config_name: str | None, key: str | None = None) -> Iterator[dict[str, Any]]:
-    for shard in open_corpus(data, split, config_name, streaming=key is None):
+def _read_rows(interleaved: bool, key: str | None = None, **source) -> Iterator[dict[str, Any]]:
+    for shard in open_corpus(**source, streaming=key is None):
         for index, record in enumerate(shard.read(0)):
-            yield _read_row(record, index, shard)
+            yield _make_row(read_record(record, interleaved), f"{shard.name}:{index}", shard.embedded_images)
 
 
-def _read_row(record: dict[str, Any] | Fault, index: int, shard: Shard) -> dict[str, Any]:
-    row = {"id": f"{shard.name}:{index}", "images": [], "messages": [], "alignment_level": -1, "fault": ""}
+def _make_row(sample: Sample | Fault, name: str, embedded: bool) -> dict[str, Any]:
+    row = {"id": _encodable(name if sample.id is None else sample.id), "images": [], "messages": [], "notes": []}
+    row |= {"alignment_level": -1, "num_images": 0, "length": 0, "fault": None}
     try:
-        if isinstance(record, Fault):
-            raise record
-        if record.get("id") is not None:
-            row["id"] = _encodable(str(record["id"]))
-        row["images"] = [_read_image(image, shard.embedded_images) for image in get_images(record)]
-        messages = get_messages(record)
-        if messages is None:
-            messages = [{"role": "user", "content": ""}, {"role": "assistant", "content": get_caption(record)}]
-            counts = [len(row["images"]), 0]
-        else:
-            counts = count_images_per_turn(record, len(row["images"]))
-        row["messages"] = [
-            {"role": message["role"], "content": _encodable(message["content"]), "num_images": count}
-            for message, count in zip(messages, counts, strict=True)
-        ]
-        row["alignment_level"] = _read_level(get_level(record))
+        if isinstance(sample, Fault):
+            raise sample
+        sample.caption  # noqa: B018  raises, for a row without an answer has nothing to train on
     except Fault as fault:
-        row |= {"images": [], "messages": [], "fault": f"{fault.kind}: {_encodable(str(fault))}"}
-    length = sum(len(message["content"].encode()) for message in row["messages"])
-    return row | {"num_images": len(row["images"]), "length": length}
+        return row | {"fault": {"kind": fault.kind, "message": _encodable(str(fault))}}
+    return row | {
+        "images": [stored_image(image, embedded) for image in sample.images],
+        "messages": [{**message, "weight": None if message["weight"] else 0} for message in sample.messages],
+        "alignment_level": -1 if sample.level is None else sample.level,
+        "num_images": len(sample.images),
+        "length": sum(len(text_of(message["content"]).encode()) for message in sample.messages),
+        "notes": sample.notes + ([] if sample.has_question else ["caption_without_question"]),
+    }
 
 
 def _encodable(text: str) -> str:
-    """The text without half characters, which JSON can hold, and no tokenizer or file."""
-    return text.encode("utf-8", "replace").decode("utf-8")
-
-
-def _read_image(image: Any, embedded: bool) -> Any:
-    if isinstance(image, dict):
-        image = image if image.get("bytes") is not None else image.get("path")
-    if embedded:  # the column holds pictures; a path among them is one all the same
-        image = {"path": image, "bytes": None} if isinstance(image, str) else image
-        return {"path": None, "bytes": image} if isinstance(image, bytes) else image
-    if not isinstance(image, str):
-        raise Fault("missing", f"An image is a path, not {type(image).__name__}.")
-    return _encodable(image)
-
-
-def _read_level(level: Any) -> int:
-    if level is None:
-        return -1
-    is_number = isinstance(level, int | float) and not isinstance(level, bool)
-    if not is_number or not abs(level) < MAX_LEVEL or level != int(level):
-        raise Fault("malformed_record", f"The alignment level is {level!r}, no integer.")
-    return int(level)
+    """The text with half characters, which JSON can hold and no table, spelt out."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _handle_faults(dataset: Dataset, on_bad_row: str) -> Dataset:
@@ -184,8 +232,8 @@ def _handle_faults(dataset: Dataset, on_bad_row: str) -> Dataset:
     bad = [index for index, fault in enumerate(faults) if fault]
     if not bad:
         return dataset
-    first = "; ".join(f"row {dataset[index]['id']}: {faults[index]}" for index in bad[:5])
-    kinds = dict(Counter(faults[index].split(":")[0] for index in bad))
+    first = "; ".join(f"row {dataset[i]['id']}: {faults[i]['kind']}: {faults[i]['message']}" for i in bad[:5])
+    kinds = dict(Counter(faults[index]["kind"] for index in bad))
     found = f"{len(bad)} of {len(faults)} records cannot be trained on ({kinds}). {first}"
     if on_bad_row == "fail":
         raise ValueError(f"{found}. Mend them (`--check` lists them all), or leave them out by --on_bad_row skip.")

@@ -15,6 +15,7 @@ from rich.text import Text
 from transformers import AutoProcessor
 
 from aligngpt.processing import AlignGPTProcessor
+from aligngpt.processing.chat_templates import is_interleaved
 from aligngpt.processing.command_line import parse_command
 from aligngpt.training.collator import AlignGPTDataCollator
 from aligngpt.training.data import load_training_data
@@ -81,7 +82,8 @@ def main(arguments: list[str]) -> None:
         chat_template="plain" if args.stage == "pretrain" else None,
         image_folder=args.image_folder,
     )
-    rows = iter(load_training_data(args.data, streaming=True))  # no copy of the data for a look at it
+    is_placed = is_interleaved(processor.chat_template)
+    rows = iter(load_training_data(args.data, streaming=True, interleaved=is_placed))  # no copy for a look at it
     rows = (row for row in rows if row["id"] == args.id) if args.id is not None else islice(rows, args.row, None)
     console, shown = Console(record=True, highlight=False), 0
     console.print(*(Text(f" {kind} ", style) for kind, style in STYLES.items()))

@@ -104,7 +104,7 @@ def main(
             model_args=model_args,
             config=model.config,
         ),
-        **load_datasets(data_args, training_args),
+        **load_datasets(data_args, training_args, needs_images=True),
     )
     trainer.train(resume_from_checkpoint=find_checkpoint(training_args))
     finish(trainer)

@@ -28,6 +28,7 @@ import sys
 from transformers import set_seed
 from trl import ModelConfig, TrlParser
 
+from aligngpt.processing.chat_templates import interleave, is_interleaved
 from aligngpt.training.arguments import AblationArguments, DataArguments, StageConfig, find_recipe
 from aligngpt.training.check import check_data
 from aligngpt.training.checkpoints import find_checkpoint, load_model, load_processor
@@ -57,6 +58,9 @@ def main(
         check_adapter(ablation_args, training_args, model_args)
     processor = load_processor(model_args)
     processor.image_processor.do_pad = True
+    if data_args.interleaved:
+        processor.chat_template = interleave(processor.chat_template)
+    data_args.interleaved = is_interleaved(processor.chat_template)
     collator = AlignGPTDataCollator(
         processor=processor,
         max_length=training_args.max_length,

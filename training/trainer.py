@@ -16,6 +16,7 @@ from peft import PeftModel
 from transformers.utils import logging
 from trl import SFTTrainer
 
+from aligngpt.processing.corpus.faults import Fault
 from aligngpt.training.checkpoints import check_output_folder
 from aligngpt.training.interruption import StopOnSignal
 from aligngpt.training.model_card import StageRecord, write_model_card
@@ -64,7 +65,7 @@ class AlignGPTTrainer(SFTTrainer):
     def _set_signature_columns_if_needed(self):
         # Columns that TRL does not know would vanish before the collator sees them
         super()._set_signature_columns_if_needed()
-        extra = ["id", "alignment_level", "num_images", "length", "fault"]
+        extra = ["id", "alignment_level", "num_images", "length", "fault", "notes"]
         self._signature_columns = [*dict.fromkeys([*self._signature_columns, *extra])]
 
     def _get_train_sampler(self, train_dataset=None):
@@ -102,7 +103,8 @@ class AlignGPTTrainer(SFTTrainer):
             affected = inputs.pop(name, [])
             self._row_counts[mode][name] += len(affected)
             if affected:
-                logger.warning(f"Step {self.state.global_step + 1}, {mode}: {name.replace('_', ' ')}: {affected}")
+                shown = [f"{row.id}: {row.kind}: {row}" if isinstance(row, Fault) else row for row in affected]
+                logger.warning(f"Step {self.state.global_step + 1}, {mode}: {name.replace('_', ' ')}: {shown}")
         if num_items_in_batch is not None and not num_items_in_batch:
             raise ValueError(
                 f"Step {self.state.global_step + 1} has no token to train on: all its rows were skipped. Among them: "

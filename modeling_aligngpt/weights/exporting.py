@@ -11,8 +11,10 @@ where a chat has an image; a prompt written by hand has to.
 """
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import takewhile
+from typing import Any
 
 import torch
 from transformers import (
@@ -25,8 +27,12 @@ from transformers import (
 from aligngpt.modeling_aligngpt import AlignGPTForConditionalGeneration
 from aligngpt.processing import AlignGPTProcessor
 from aligngpt.processing.atomic_output import new_folder
+from aligngpt.processing.chat_templates import is_interleaved
 from aligngpt.processing.command_line import parse_command
+from aligngpt.processing.corpus.faults import Fault
 from aligngpt.processing.corpus.images import open_image
+from aligngpt.processing.corpus.records import read_record
+from aligngpt.processing.corpus.sources import open_corpus
 
 
 logger = logging.getLogger(__name__)
@@ -119,29 +125,42 @@ def _write_align(template: str, align_token: str) -> str:
 def mean_gate_weights(
     model: AlignGPTForConditionalGeneration,
     processor: AlignGPTProcessor,
-    records,
+    records: Iterable[dict[str, Any] | Fault],
     num_records: int = 256,
     image_folder: str | None = None,
 ) -> torch.Tensor:
     """
-    The gate's mean weights (N-1,) over records with images, as `aligngpt.training.data.load_training_data` gives them.
+    The gate's mean weights (N-1,) over the first questions of records with images.
 
     Raises:
         ValueError: if none of the records has an image.
+        Fault: if a record cannot be read, or its image not be opened.
     """
-    total, count = 0, 0
-    for record in islice((record for record in records if record["images"]), num_records):
-        images = [{"type": "image", "image": open_image(image, image_folder)[0]} for image in record["images"]]
-        first = next(message for message in record["messages"] if message["role"] != "system")
-        content = [*images, {"type": "text", "text": first["content"]}]
+    total, count, interleaved = 0, 0, is_interleaved(processor.chat_template)
+    for record in records:
+        sample = read_record(record, interleaved)
+        if isinstance(sample, Fault):
+            raise Fault(sample.kind, f"Record {sample.id}: {sample}", sample.id)
+        question = list(takewhile(lambda message: message["role"] != "assistant", sample.messages))
+        images = (open_image(image, image_folder)[0] for image in sample.images)
+        question = [
+            {
+                "role": message["role"],
+                "content": [
+                    {"type": "image", "image": next(images)} if part["type"] == "image" else part
+                    for part in message["content"]
+                ],
+            }
+            for message in question
+        ]
+        if not any(part["type"] == "image" for message in question for part in message["content"]):
+            continue
         inputs = processor.apply_chat_template(
-            [{"role": "user", "content": content}],
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
+            question, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
         ).to(model.device, model.dtype)
         total, count = total + model.get_alignment_weights(**inputs)[0].float(), count + 1
+        if count == num_records:
+            break
     if count == 0:
         raise ValueError("None of the calibration records has an image.")
     return total / count
@@ -170,9 +189,8 @@ def main(arguments: list[str]) -> None:
         processor = AutoProcessor.from_pretrained(args.source)
         weights = None
         if args.calibration is not None:
-            from aligngpt.training.data import load_training_data  # TRL is not needed otherwise
-
-            records = load_training_data(args.calibration, streaming=True)
+            shards = open_corpus(args.calibration, streaming=True)
+            records = (record for shard in shards for record in shard.read(0))
             weights = mean_gate_weights(model, processor, records, args.num_records, args.image_folder)
         llava, processor = export_llava(model, processor, weights)
         llava.save_pretrained(folder, max_shard_size=args.max_shard_size)

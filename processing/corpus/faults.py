@@ -18,9 +18,8 @@ FAULT_KINDS = {
     "empty_caption": "The caption, or what the assistant says, is empty.",
     "non_string_caption": "A text is no string: null, a number, a list.",
     # Records
-    "malformed_record": "The record, or a part of it, is not of a known form; the message says which part.",
+    "malformed_record": "The record, a turn or its level is not of a known form; the message says what.",
     "unknown_part": "A message has a part of a type that is not known, such as a video or a tool call.",
-    "invalid_level": "The alignment level is no integer.",
     "missing_level": "Stage 1 needs a level of every row with an image, and the record has none.",
     "level_out_of_range": "The alignment level is not between 0 and N-1.",
     "broken_shard": "The rest of the file cannot be read; its rows are in no count.",
@@ -39,16 +38,17 @@ class Fault(ValueError):
     Args:
         kind (`str`): one of [`FAULT_KINDS`], by which reports count.
         message (`str`): what was found, what was expected.
+        id (`str`, *optional*): the record's, if it has one.
 
     Raises:
         KeyError: if there is no such kind.
     """
 
-    def __init__(self, kind: str, message: str):
+    def __init__(self, kind: str, message: str, id: str | None = None):
         if kind not in FAULT_KINDS:
             raise KeyError(f"There is no kind of fault {kind!r}; the kinds are {', '.join(FAULT_KINDS)}.")
         super().__init__(message)
-        self.kind = kind
+        self.kind, self.id = kind, id
 
-    def __reduce__(self):  # exceptions with two arguments do not survive a worker process otherwise
-        return type(self), (self.kind, str(self))
+    def __reduce__(self):  # exceptions with several arguments do not survive a worker process otherwise
+        return type(self), (self.kind, str(self), self.id)

@@ -9,7 +9,7 @@ import lzma
 import posixpath
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any, BinaryIO
 
@@ -21,6 +21,8 @@ from .faults import Fault
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "jp2", "ppm", "pgm")
 CAPTION_EXTENSIONS = ("txt", "caption", "text")
+# What lies beside pictures and is none: if a sample has only other files, its picture is of a kind that is not known
+OTHER_EXTENSIONS = (*CAPTION_EXTENSIONS, "json", "cls", "id", "index", "url", "npy", "npz", "pth", "pt", "pyd", "cap")
 
 TWICE = b"twice"  # in place of the content of a file that comes twice, compared by identity
 
@@ -82,8 +84,12 @@ class _StrictTarInfo(tarfile.TarInfo):
             raise tarfile.ReadError(f"a header is broken: {error}") from error
 
 
-def read_tar(file: str) -> Iterator[Row]:
-    """Rows of a webdataset tar: neighbouring files with one name up to its first dot are one sample."""
+def read_tar(file: str, columns: Sequence[str] = ()) -> Iterator[Row]:
+    """
+    Rows of a webdataset tar: neighbouring files with one name up to its first dot are one sample. Its images and its
+    caption are told by their extensions. Files whose extensions are among `columns` (`cap`, `outputs.txt`) are read as
+    fields of that name; of all others only the names become fields, so that messages can tell them.
+    """
     sample, files = None, {}
     try:
         with fsspec.open(file, "rb") as stream, _open_tar(stream) as archive:
@@ -91,13 +97,13 @@ def read_tar(file: str) -> Iterator[Row]:
                 if (name := _sample_of(member)) is None:
                     continue
                 if name[0] != sample and files:
-                    yield _sample_record(sample, files)
+                    yield _sample_record(sample, files, columns)
                     files = {}
                 sample = name[0]
                 content = archive.extractfile(member).read()
                 files[name[1]] = TWICE if name[1] in files else content
         if files:
-            yield _sample_record(sample, files)
+            yield _sample_record(sample, files, columns)
     except BROKEN as error:
         # The sample at hand is cut off with the rest
         yield Fault("broken_shard", f"Nothing from sample {sample} of {file} on can be read: {error}")
@@ -110,22 +116,29 @@ def _sample_of(member: tarfile.TarInfo) -> tuple[str, str] | None:
     return (posixpath.join(folder, stem), extension.lower()) if member.isfile() and stem and dot else None
 
 
-def _sample_record(sample: str, files: dict[str, bytes]) -> Row:
-    record = {"id": sample}
+def _sample_record(sample: str, files: dict[str, bytes], columns: Sequence[str]) -> Row:
     if twice := [name for name, content in files.items() if content is TWICE]:
         return Fault("malformed_record", f"Sample {sample} has several files {sample}.{twice[0]}.")
     try:
-        if "json" in files:
-            record |= json.loads(files["json"])
+        record = {**dict.fromkeys(files), "id": sample, **json.loads(files.get("json", b"{}"))}
         record |= {"caption": files[name].decode() for name in CAPTION_EXTENSIONS if name in files}
+        for name in files.keys() & columns:
+            is_image = name.rsplit(".", 1)[-1] in IMAGE_EXTENSIONS
+            record[name] = _image(sample, name, files) if is_image else files[name].decode()
     except (ValueError, TypeError) as error:
         return Fault("malformed_record", f"Sample {sample}: {error}")
     names = [name for name in files if name.rsplit(".", 1)[-1] in IMAGE_EXTENSIONS]
     # `x.seg.png` beside `x.jpg` is a mask or the like
     names = [name for name in names if name in IMAGE_EXTENSIONS] or names
-    images = [{"bytes": files[name], "path": f"{sample}.{name}"} for name in names]
+    if not names and not all(name.rsplit(".", 1)[-1] in OTHER_EXTENSIONS for name in files):
+        return Fault("missing", f"Sample {sample} has no picture of a known kind, but {sorted(files)}.")
     # A path in the JSON says where the image once was
-    return {key: value for key, value in record.items() if key not in ("image", "images")} | {"images": images}
+    record.pop("image", None)
+    return record | {"images": [_image(sample, name, files) for name in names]}
+
+
+def _image(sample: str, name: str, files: dict[str, bytes]) -> dict[str, Any]:
+    return {"bytes": files[name], "path": f"{sample}.{name}"}
 
 
 def count_tar(file: str) -> int | None:

@@ -26,7 +26,7 @@ FORMATS = {"json": "json", "jsonl": "json", "ndjson": "json", "tar": "tar"}
 FORMATS |= {name: name for name in ("parquet", "csv", "arrow")}
 # pandas' and Arrow's complaints about a file are ValueErrors, or of these
 BROKEN_TABLE = (ValueError, OSError, EOFError, RuntimeError, StopIteration, pyarrow.ArrowException)
-FILE_READERS = {"json": read_json, "tar": read_tar}
+ROW_FORMATS = ("json", "tar")  # read by aligngpt.processing.corpus.files, not by datasets
 
 
 @dataclass(frozen=True)
@@ -71,12 +71,15 @@ def open_corpus(
         split, config_name, revision (`str`, *optional*): as in `datasets.load_dataset`.
         streaming (`bool`): read remote files as they come, instead of downloading them into the cache first.
         image_column, text_column (`str`, *optional*): what is called otherwise than
-            `aligngpt.processing.corpus.records` expects.
+            `aligngpt.processing.corpus.records` expects; of a tar, the extension of the files.
 
     Raises:
         FileNotFoundError: if nothing matches.
         ValueError: if a file's format is unknown, or the split does not exist.
     """
+    names = {"image": image_column, "caption": text_column}
+    names = {name: column.removeprefix(".") for name, column in names.items() if column is not None}
+    columns = tuple(names.values())
     if isinstance(data, datasets.Dataset):
         shards = [_dataset_shard(data, "dataset", getattr(data, "_fingerprint", ""), lambda: len(data))]
     elif isinstance(data, datasets.IterableDataset):
@@ -90,13 +93,11 @@ def open_corpus(
             dataset = dataset[split]
         shards = [_dataset_shard(dataset, "dataset", dataset._fingerprint, lambda: len(dataset))]
     elif (files := _find_files(data)) is not None:
-        shards = _file_shards(files, streaming)
+        shards = _file_shards(files, streaming, columns)
     else:
-        shards = _open_with_datasets(data, split, config_name, revision, streaming)
+        shards = _open_with_datasets(data, split, config_name, revision, streaming, columns)
     if not shards:
         raise FileNotFoundError(f"There is no file, folder or dataset {data!r}.")
-    names = {"image": image_column, "caption": text_column}
-    names = {name: column for name, column in names.items() if column is not None}
     return [_rename_columns(shard, names) for shard in shards] if names else shards
 
 
@@ -111,14 +112,19 @@ def _find_files(data: str) -> list[str] | None:
 
 
 def _open_with_datasets(
-    data: str, split: str, config_name: str | None, revision: str | None, streaming: bool
+    data: str,
+    split: str,
+    config_name: str | None,
+    revision: str | None,
+    streaming: bool,
+    columns: tuple[str, ...],
 ) -> list[Shard]:
     builder = datasets.load_dataset_builder(data, config_name, revision=revision)
     if split not in (known := builder.config.data_files or {}):
         raise ValueError(f"{data} has no split {split!r}; there are {sorted(map(str, known))}.")
     files = [str(file) for file in known[split]]
     if all(_extension(file) in FORMATS for file in files):
-        return _file_shards(files, streaming)
+        return _file_shards(files, streaming, columns)
     # An image folder or the like, where files are not shards
     options = {"decode_num_threads": 0} if hasattr(builder.config, "decode_num_threads") else {}
     dataset = datasets.load_dataset(data, config_name, split=split, revision=revision, streaming=True, **options)
@@ -126,16 +132,21 @@ def _open_with_datasets(
 
 
 def _rename_columns(shard: Shard, names: dict[str, str]) -> Shard:
+    """The shard with its columns under the names that records have; `names` are these and the columns' own."""
     hidden = {"image": ("image", "images"), "caption": ("messages", "conversations", "caption", "text")}
-    hidden = {column for name in names for column in hidden[name]}
 
     def read(start: int) -> Iterator[Row]:
         for row in shard.read(start):
-            if isinstance(row, Fault):
-                yield row
-            else:
-                kept = {key: value for key, value in row.items() if key not in hidden}
-                yield kept | {name: row.get(column) for name, column in names.items()}
+            yield row if isinstance(row, Fault) else _rename_row(row)
+
+    def _rename_row(row: dict[str, Any]) -> Row:
+        renamed = {key: value for key, value in row.items() if not any(key in hidden[name] for name in names)}
+        for name, column in names.items():
+            value = row.get(column)
+            if name == "image" and value is None and any(row.get(other) for other in hidden["image"]):
+                return Fault("missing", f"The record has no image under {column!r}; its fields are {sorted(row)}.")
+            renamed[name] = value
+        return renamed
 
     return replace(shard, read=read)
 
@@ -147,30 +158,35 @@ def _extension(name: str) -> str:
     return "tar" if name.endswith(".tgz") else name.rpartition(".")[2] * ("." in name)
 
 
-def _file_shards(files: list[str], streaming: bool) -> list[Shard]:
+def _file_shards(files: list[str], streaming: bool, columns: tuple[str, ...]) -> list[Shard]:
     stem = posixpath.dirname(os.path.commonprefix([*files, *files[:1]]))
     unknown = [file for file in files if _extension(file) not in FORMATS]
     if unknown:
         raise ValueError(f"The format of {unknown[0]} is unknown; known are {sorted(FORMATS)}.")
     embedded = False
-    for table in (file for file in files if FORMATS[_extension(file)] not in FILE_READERS):
+    for table in (file for file in files if FORMATS[_extension(file)] not in ROW_FORMATS):
         try:
             embedded = with_encoded_images(_load_table(table))[1]
             break  # one look for all of them: a corpus may have thousands
         except BROKEN_TABLE:  # told when it is read
             embedded = True
     count_tars = len(files) <= 200  # they have to be gone through to be counted
-    return [_file_shard(file, file[len(stem) :].lstrip("/"), streaming, embedded, count_tars) for file in files]
+    return [
+        _file_shard(file, file[len(stem) :].lstrip("/"), streaming, embedded, count_tars, columns) for file in files
+    ]
 
 
-def _file_shard(file: str, name: str, streaming: bool, embedded: bool, count_tars: bool) -> Shard:
+def _file_shard(
+    file: str, name: str, streaming: bool, embedded: bool, count_tars: bool, columns: tuple[str, ...]
+) -> Shard:
     file_format, is_local = FORMATS[_extension(file)], os.path.isfile(file)
 
     def read(start: int) -> Iterator[Row]:
         # Now, not on opening: no process waits for the files of another
         path = file if streaming else datasets.DownloadManager().download(file)
-        if file_format in FILE_READERS:
-            yield from islice(FILE_READERS[file_format](path), start, None)
+        if file_format in ROW_FORMATS:
+            rows = read_tar(path, columns) if file_format == "tar" else read_json(path)
+            yield from islice(rows, start, None)
         else:
             yield from _read_table(path, file_format, name, start)
 
@@ -259,17 +275,18 @@ def with_encoded_images(dataset: Any) -> tuple[Any, bool]:
         return dataset, True
     embedded = False
     for column, feature in features.items():
-        if (undecoded := _undecoded(feature)) is not feature:
+        if (undecoded := _undecoded(feature)) != feature:
             dataset = dataset.cast_column(column, undecoded)
         embedded |= _may_hold_images(feature)
     return dataset, embedded
 
 
 def _may_hold_images(feature: Any) -> bool:
+    """Whether values of a feature are images, or have images inside: in lists, in the parts of messages."""
     if isinstance(feature, datasets.List):
         return _may_hold_images(feature.feature)
     if isinstance(feature, dict):
-        return "bytes" in feature
+        return any(_may_hold_images(inner) for inner in feature.values())
     return isinstance(feature, datasets.Image) or (
         isinstance(feature, datasets.Value) and feature.dtype.startswith(("binary", "large_binary"))
     )
@@ -278,8 +295,10 @@ def _may_hold_images(feature: Any) -> bool:
 def _undecoded(feature: Any) -> Any:
     if isinstance(feature, datasets.Image):
         return datasets.Image(decode=False)
-    if isinstance(feature, datasets.List) and (inner := _undecoded(feature.feature)) is not feature.feature:
-        return datasets.List(inner)
+    if isinstance(feature, datasets.List):
+        return datasets.List(_undecoded(feature.feature))
+    if isinstance(feature, dict):
+        return {name: _undecoded(inner) for name, inner in feature.items()}
     return feature
 
 
@@ -287,7 +306,9 @@ def _with_bytes(value: Any) -> Any:
     """An image folder's images are paths that datasets found, not words of the corpus: they are read here."""
     if isinstance(value, list):
         return [_with_bytes(item) for item in value]
-    if isinstance(value, dict) and value.keys() == {"bytes", "path"} and value["bytes"] is None and value["path"]:
-        with fsspec.open(value["path"], "rb") as stream:
-            return {"bytes": stream.read(), "path": posixpath.basename(value["path"])}
-    return value
+    if isinstance(value, dict) and value.keys() == {"bytes", "path"}:
+        if value["bytes"] is None and value["path"]:
+            with fsspec.open(value["path"], "rb") as stream:
+                return {"bytes": stream.read(), "path": posixpath.basename(value["path"])}
+        return value
+    return {key: _with_bytes(inner) for key, inner in value.items()} if isinstance(value, dict) else value

@@ -29,10 +29,11 @@ from tqdm.auto import tqdm
 from aligngpt.processing.atomic_output import new_folder
 from aligngpt.processing.command_line import parse_command
 from aligngpt.processing.corpus.faults import Fault
-from aligngpt.processing.corpus.records import check_single, get_caption, get_images, get_level, get_messages
+from aligngpt.processing.corpus.records import read_record
+from aligngpt.processing.corpus.samples import check_single
 from aligngpt.processing.corpus.sources import open_corpus
 from aligngpt.processing.scoring.folder import ScoreFolder, rows_per_group
-from aligngpt.processing.scoring.parts import output_features, output_image
+from aligngpt.processing.scoring.parts import describe_sample, output_features
 
 from .cuts import LevelCuts, ScoreHistogram
 from .outputs import LevelSummary, write_llava_json, write_parquet
@@ -171,25 +172,20 @@ class _Source:
 
 def _row_of(record: Any, shard: str, row: int, embedded: bool) -> dict[str, Any]:
     try:
-        if isinstance(record, Fault):
-            raise record
-        level = get_level(record)
-        if level is not None and not isinstance(level, int):
-            raise Fault("malformed_record", f"The level is {level!r}, not an integer; a score has to be cut first.")
-        images = get_images(record)
-        check_single(images)
+        sample = read_record(record)
+        if isinstance(sample, Fault):
+            raise sample
+        check_single(sample.images)
         return {
             "shard": shard,
             "row": row,
-            "id": str(record["id"]) if record.get("id") is not None else f"{shard}:{row}",
-            "image": output_image(images[0], embedded) if images else None,
-            "caption": get_caption(record),
-            "messages": get_messages(record),
-            "alignment_score": record.get("alignment_score") if images else None,
-            "alignment_level": level if images else None,
+            "id": f"{shard}:{row}" if sample.id is None else sample.id,
+            **describe_sample(sample, embedded),
+            "alignment_score": sample.score if sample.images else None,
+            "alignment_level": sample.level if sample.images else None,
         }
     except Fault as fault:
-        raise ValueError(f"Row {row} of {shard}: {fault}") from fault
+        raise ValueError(f"Row {row} of {shard}: {fault.kind}: {fault}") from fault
 
 
 def _choose_cuts(args: LevelArguments, source: _Source, histogram: ScoreHistogram, given: int) -> LevelCuts:
@@ -241,8 +237,10 @@ def _check_complete(table: pa.Table, column: str, needed: np.ndarray) -> None:
     """Whether every row with an image has a value."""
     without = needed & np.asarray(table[column].is_null())
     if without.any():
-        name = table["id"][int(without.argmax())]
-        raise ValueError(f"{name} has an image, but no {column}.")
+        row = table.slice(int(without.argmax()), 1).to_pylist()[0]
+        score = row["alignment_score"] if column == "alignment_level" else None
+        hint = "" if score is None else f" Its score is {score:.6g}, not an integer; a score has to be cut (--rule)."
+        raise ValueError(f"{row['id']} has an image, but no {column}.{hint}")
 
 
 def _at_least(table: pa.Table, min_level: int) -> pa.Table:

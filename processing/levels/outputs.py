@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from aligngpt.processing.corpus.samples import PLACEHOLDER
 from aligngpt.processing.scoring.folder import rows_per_group
 
 
@@ -56,12 +57,16 @@ def _llava_record(row: dict[str, Any]) -> dict[str, Any]:
     names = {"user": "human", "assistant": "gpt", "system": "system"}
     messages = row["messages"] or [{"role": "user", "content": ""}, {"role": "assistant", "content": row["caption"]}]
     turns = [{"from": names[message["role"]], "value": message["content"]} for message in messages]
+    for turn, message in zip(turns, messages, strict=True):
+        if message.get("weight") is not None:
+            turn["weight"] = message["weight"]
     record = {"id": row["id"], "conversations": turns}
     if row["image"] is not None:
-        first = next((turn for turn in turns if turn["from"] == "human"), None)
-        if first is None:
-            turns.insert(0, first := {"from": "human", "value": ""})
-        first["value"] = f"<image>\n{first['value']}".rstrip()
+        if not any(PLACEHOLDER in turn["value"] for turn in turns if turn["from"] == "human"):
+            first = next((turn for turn in turns if turn["from"] == "human"), None)
+            if first is None:
+                turns.insert(0, first := {"from": "human", "value": ""})
+            first["value"] = f"{PLACEHOLDER}\n{first['value']}".rstrip()
         record |= {"image": row["image"], "similarity": row["alignment_level"]}
         record |= {name: row[name] for name in ("alignment_score", "alignment_level")}
     return record

@@ -19,8 +19,6 @@ text-only + listed. Next: `aligngpt levels`.
 import logging
 import os
 import sys
-from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any, Literal
@@ -32,10 +30,10 @@ from tqdm.auto import tqdm
 
 from aligngpt.processing.command_line import parse_command
 from aligngpt.processing.corpus.faults import Fault
-from aligngpt.processing.corpus.sources import Row, Shard, open_corpus
+from aligngpt.processing.corpus.sources import Shard, open_corpus
 
 from .folder import ScoreFolder
-from .parts import RowBatch, describe_rows, is_done, output_features, read_batches, share_out, write_part
+from .parts import describe_rows, is_done, output_features, read_batches, share_out, write_part
 from .scorer import AlignmentScorer
 
 
@@ -129,18 +127,14 @@ def score_corpus(
     shares = {shard: share for shard, share in shares.items() if not is_done(shard, share, done, folder)}
     features = output_features(has_images_inside)
 
-    pending: deque[RowBatch] = deque()
-
-    def read() -> Iterator[list[Row]]:
-        for shard, share in shares.items():
-            for batch in read_batches(shard, shards[shard], share, done, rows_per_part, batch_size):
-                pending.append(batch)
-                yield batch.records
-
+    batches = (
+        (batch, batch.samples)
+        for shard, share in shares.items()
+        for batch in read_batches(shard, shards[shard], share, done, rows_per_part, batch_size)
+    )
     rows, scores, listed = [], [], 0
     with _progress_bar(shares, shards, done, folder, state) as progress:
-        for prepared in scorer.prepare(read(), args.image_folder, num_workers):
-            batch = pending.popleft()
+        for batch, prepared in scorer.prepare(batches, args.image_folder, num_workers):
             if rows and batch.part != rows[0]["part"]:
                 write_part(folder, rows, torch.cat(scores).tolist(), features)
                 rows, scores = [], []
@@ -156,7 +150,7 @@ def score_corpus(
             rows += described
             listed += len(faulty)
             progress.set_postfix(listed=listed, refresh=False)
-            progress.update(len(batch.records))
+            progress.update(len(batch.samples))
     return folder.write_report()
 
 

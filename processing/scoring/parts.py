@@ -9,8 +9,9 @@ from typing import Any
 import datasets
 import pyarrow as pa
 
-from aligngpt.processing.corpus.files import Row
-from aligngpt.processing.corpus.records import get_images
+from aligngpt.processing.corpus.faults import Fault
+from aligngpt.processing.corpus.records import read_record
+from aligngpt.processing.corpus.samples import Sample, stored_image
 from aligngpt.processing.corpus.sources import Shard
 
 from .folder import ScoreFolder
@@ -27,7 +28,7 @@ class RowBatch:
     shard: int
     part: int | None
     start: int
-    records: list[Row]
+    samples: list[Sample | Fault]
 
 
 def share_out(num_shards: int, process: int, num_processes: int) -> dict[int, tuple[int, int]]:
@@ -58,17 +59,17 @@ def read_batches(
     # From the last part that is there, never from what may be beyond the end: rows are counted in passing
     while part > 0 and (index, part) not in done:
         part -= 1
-    row, records = part * rows_per_part - 1, []
+    row, samples = part * rows_per_part - 1, []
     for row, record in enumerate(shard.read(row + 1), start=row + 1):
         part, position = divmod(row, rows_per_part)
         if (part - first) % step or (index, part) in done:
             continue
-        records.append(record)
-        if len(records) == batch_size or position == rows_per_part - 1:
-            yield RowBatch(index, part, row + 1 - len(records), records)
-            records = []
-    if records:
-        yield RowBatch(index, row // rows_per_part, row + 1 - len(records), records)
+        samples.append(read_record(record))
+        if len(samples) == batch_size or position == rows_per_part - 1:
+            yield RowBatch(index, part, row + 1 - len(samples), samples)
+            samples = []
+    if samples:
+        yield RowBatch(index, row // rows_per_part, row + 1 - len(samples), samples)
     yield RowBatch(index, None, row + 1, [])
 
 
@@ -77,25 +78,20 @@ def describe_rows(
 ) -> list[dict]:
     """Each row as the output has it, with what the part's counts need beside."""
     rows = []
-    for row, (record, pair) in enumerate(zip(batch.records, pairs, strict=True), start=batch.start):
-        image = None
-        if "fault" not in pair and not pair["text_only"]:
-            image = output_image(get_images(record)[0], isinstance(features["image"], datasets.Image), keep_images)
-        name = f"{shard}:{row}" if pair["id"] is None else pair["id"]
+    for row, (sample, pair) in enumerate(zip(batch.samples, pairs, strict=True), start=batch.start):
+        name = f"{shard}:{row}" if sample.id is None else sample.id
         rows.append(pair | {"shard_index": batch.shard, "part": batch.part})
-        rows[-1] |= {"shard": shard, "row": row, "id": name, "image": image}
+        rows[-1] |= {"shard": shard, "row": row, "id": name}
+        if "fault" not in pair:
+            embedded = isinstance(features["image"], datasets.Image)
+            rows[-1] |= describe_sample(sample, embedded, keep_images)
     return rows
 
 
-def output_image(image: Any, embedded: bool, keep_bytes: bool = True) -> str | dict[str, Any]:
-    """An image as the output has it: a path or, where the corpus may hold bytes, `{"bytes": ..., "path": ...}`."""
-    if not embedded:
-        return image["path"] if isinstance(image, dict) else image
-    if isinstance(image, str):
-        image = {"bytes": None, "path": image}
-    elif not isinstance(image, dict):
-        image = datasets.Image().encode_example(image)
-    return {"bytes": image.get("bytes") if keep_bytes else None, "path": image.get("path")}
+def describe_sample(sample: Sample, embedded: bool, keep_bytes: bool = True) -> dict[str, Any]:
+    """Image, caption and messages of a pair, or of a text-only record, as the output has them."""
+    image = stored_image(sample.images[0], embedded, keep_bytes) if sample.images else None
+    return {"image": image, "caption": sample.caption, "messages": sample.written_messages()}
 
 
 def output_features(embedded_images: bool) -> datasets.Features:
@@ -108,7 +104,7 @@ def output_features(embedded_images: bool) -> datasets.Features:
             "id": text,
             "image": datasets.Image() if embedded_images else text,
             "caption": text,
-            "messages": datasets.List({"role": text, "content": text}),
+            "messages": datasets.List({"role": text, "content": text, "weight": datasets.Value("int8")}),
             "alignment_score": datasets.Value("float32"),
         }
     )

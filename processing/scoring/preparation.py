@@ -1,4 +1,4 @@
-"""Records made ready for a scorer, in worker processes: captions as token ids, images as uint8 pixels of its size."""
+"""Samples made ready for a scorer, in worker processes: captions as token ids, images as uint8 pixels of its size."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ from torch.utils.data import Dataset, default_collate
 
 from aligngpt.processing.corpus.faults import Fault
 from aligngpt.processing.corpus.images import ImageFolderNeededError, open_image
-from aligngpt.processing.corpus.records import check_single, get_caption, get_images, get_messages
+from aligngpt.processing.corpus.samples import Sample, check_single
 
 
 class PairPreparer(Dataset):
     """
-    Makes a batch of records ready for a scorer, in the workers of a `DataLoader`: captions to token ids, images to
+    Makes a batch of samples ready for a scorer, in the workers of a `DataLoader`: captions to token ids, images to
     uint8 pixels of the scorer's size, once each. Rescaling and normalising are left to the device.
 
     Args:
@@ -33,28 +33,25 @@ class PairPreparer(Dataset):
         self.max_length, self.padding, self.image_folder = max_length, padding, image_folder
         self.resize = plain_resize(image_processor)
 
-    def __getitems__(self, records: Sequence[dict[str, Any] | Fault]) -> dict[str, Any]:
+    def __getitems__(self, samples: Sequence[Sample | Fault]) -> dict[str, Any]:
         """
-        `pairs`: a dict for each record, with `id`, `messages`, `caption`, `converted` (see `open_image`), `truncated`,
-        and `fault` (a `Fault`) or `text_only` where there is nothing to score. `image_inputs` and `text_inputs`:
-        tensors for the other records, in their order.
+        `pairs`: a dict for each sample, with `converted` (see `open_image`, and the sample's notes), `truncated`, and
+        `fault` (a `Fault`) or `text_only` where there is nothing to score. `image_inputs` and `text_inputs`: tensors
+        for the other samples, in their order.
         """
         pairs, images, captions = [], [], []
-        for record in records:
-            pair = {"id": None, "messages": None, "caption": None, "converted": [], "truncated": False}
+        for sample in samples:
+            pair = {"converted": [], "truncated": False}
             pairs.append(pair)
             try:
-                if isinstance(record, Fault):
-                    raise record
-                pair["id"] = None if record.get("id") is None else str(record["id"])
-                sources = get_images(record)
-                pair["text_only"] = not sources
-                pair["messages"], pair["caption"] = get_messages(record), get_caption(record)
-                texts = [message["content"] for message in pair["messages"] or []]
-                _check_unicode(pair["id"], pair["caption"], *texts, *sources)
-                if sources:
-                    images.append(self._prepare_image(sources, pair["converted"]))
-                    captions.append(pair["caption"])
+                if isinstance(sample, Fault):
+                    raise sample
+                pair["text_only"] = not sample.images
+                pair["converted"] += sample.notes
+                caption = sample.caption
+                if sample.images:
+                    images.append(self._prepare_image(sample.images, pair["converted"]))
+                    captions.append(caption)
             except Fault as fault:
                 pair["fault"] = fault
             except ImageFolderNeededError:
@@ -95,16 +92,6 @@ class PairPreparer(Dataset):
         if self.tokenizer.is_fast:
             return dict(inputs), [bool(encoding.overflowing) for encoding in inputs.encodings]
         return dict(inputs), [len(self.tokenizer(caption).input_ids) > self.max_length for caption in captions]
-
-
-def _check_unicode(*values: Any) -> None:
-    """JSON can hold half of a character that is two; neither a tokenizer nor a file takes it."""
-    for value in values:
-        if isinstance(value, str):
-            try:
-                value.encode()
-            except UnicodeEncodeError as error:
-                raise Fault("malformed_record", f"{value!r} is no Unicode text: {error}") from error
 
 
 def is_scored(pair: dict[str, Any]) -> bool:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,10 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 from transformers.utils import cached_file, extract_commit_hash
+
+from aligngpt.processing.corpus.faults import Fault
+from aligngpt.processing.corpus.records import read_record
+from aligngpt.processing.corpus.samples import Sample
 
 from .preparation import PairPreparer, is_scored
 
@@ -108,7 +113,8 @@ class AlignmentScorer:
     def _check_preparation(self, name: str) -> None:
         """Whether resizing and normalising is all that the image processor does; ALIGN's does more."""
         noise = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
-        prepared = self.preparer().__getitems__([{"image": Image.fromarray(noise), "caption": "a"}])
+        pair = read_record({"image": Image.fromarray(noise), "caption": "a"})
+        prepared = self.preparer().__getitems__([pair])
         inputs = prepared["image_inputs"] | {"pixel_values": prepared["image_inputs"]["pixel_values"].to(self.device)}
         ours = self._normalize(inputs["pixel_values"]).float().cpu()
         theirs = self.image_processor(Image.fromarray(noise), return_tensors="pt")["pixel_values"]
@@ -116,20 +122,33 @@ class AlignmentScorer:
             raise TypeError(f"The image processor of {name} does more than to resize, rescale and normalise.")
 
     def prepare(
-        self, batches: Iterable[list[Any]], image_folder: str | None = None, num_workers: int = 0
-    ) -> Iterator[dict[str, Any]]:
-        """Prepared batches of records, in their order, made ahead by worker processes."""
-        return iter(
-            DataLoader(
-                self.preparer(image_folder),
-                batch_sampler=batches,  # a batch's "indices" are its records: read once, here, for all workers
-                collate_fn=_as_it_is,
-                num_workers=num_workers,
-                prefetch_factor=2 if num_workers else None,
-                pin_memory=self.device.type == "cuda",
-                worker_init_fn=_prepare_worker,
-            )
+        self,
+        batches: Iterable[tuple[Any, list[Sample | Fault]]],
+        image_folder: str | None = None,
+        num_workers: int = 0,
+    ) -> Iterator[tuple[Any, dict[str, Any]]]:
+        """
+        Batches made ready for `score_batch`, in their order, ahead of their use by worker processes: of anything that
+        stands for a batch and its samples, that thing and what a `PairPreparer` returns for these.
+        """
+        waiting: deque[Any] = deque()
+
+        def read() -> Iterator[list[Sample | Fault]]:
+            for batch, samples in batches:
+                waiting.append(batch)
+                yield samples
+
+        loader = DataLoader(
+            self.preparer(image_folder),
+            batch_sampler=read(),  # a batch's "indices" are its samples: read once, here, for all workers
+            collate_fn=_as_it_is,
+            num_workers=num_workers,
+            prefetch_factor=2 if num_workers else None,
+            pin_memory=self.device.type == "cuda",
+            worker_init_fn=_prepare_worker,
         )
+        for prepared in loader:
+            yield waiting.popleft(), prepared
 
     def score(
         self,
@@ -148,15 +167,15 @@ class AlignmentScorer:
         """
         if len(images) != len(texts):
             raise ValueError(f"There are {len(images)} images and {len(texts)} texts; a pair is one of each.")
-        records = [
-            {"image": os.path.abspath(image) if isinstance(image, str) else image, "caption": text}
+        samples = [
+            read_record({"image": os.path.abspath(image) if isinstance(image, str) else image, "caption": text})
             for image, text in zip(images, texts, strict=True)
         ]
-        starts = range(0, len(records), batch_size)
-        batches = self.prepare((records[start : start + batch_size] for start in starts), os.sep, num_workers)
+        starts = range(0, len(samples), batch_size)
+        batches = self.prepare(((start, samples[start : start + batch_size]) for start in starts), os.sep, num_workers)
         scores = []
-        for batch in tqdm(batches, desc="Scoring", disable=not progress, unit="batch", total=len(starts)):
-            for index, pair in enumerate(batch["pairs"], start=len(scores) * batch_size):
+        for start, batch in tqdm(batches, desc="Scoring", disable=not progress, unit="batch", total=len(starts)):
+            for index, pair in enumerate(batch["pairs"], start=start):
                 if not is_scored(pair):
                     raise ValueError(f"Pair {index}: {pair.get('fault', 'there is no image')}")
             scores.append(self.score_batch(batch).cpu())

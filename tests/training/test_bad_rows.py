@@ -86,7 +86,7 @@ def test_the_check_reports_every_row_and_trains_nothing(run_sft, stage_1, data, 
     assert {fault["id"]: fault["kind"] for fault in report["faults"]} == {
         "1": "truncated",
         "2": "missing",
-        "unanswered": "no_target",
+        "unanswered": "no_caption",
         "several": "placeholder_count",
         "long": "too_long",
     }

@@ -13,7 +13,8 @@ from aligngpt.training.collator import AlignGPTDataCollator
 def row(*turns, images=(), **columns):
     """A row whose turns are (role, text) or (role, text, number of images)."""
     messages = [
-        {"role": role, "content": text, "num_images": numbers[0] if numbers else 0} for role, text, *numbers in turns
+        {"role": role, "content": [{"type": "image"}] * sum(numbers) + [{"type": "text", "text": text}]}
+        for role, text, *numbers in turns
     ]
     return {"id": "r", "images": list(images), "messages": messages, "alignment_level": -1, **columns}
 
@@ -102,10 +103,10 @@ def test_stage_1_trains_the_caption_and_a_newline(processor):
     assert not batch["token_type_ids"].any(), "the gate must not read the caption"
 
 
-@pytest.mark.parametrize("level", [-1, 8, None])
-def test_a_missing_level_or_one_out_of_range_names_the_row_in_stage_1(processor, level):
+@pytest.mark.parametrize(("level", "told"), [(-1, "none"), (8, "8"), (None, "none")])
+def test_a_missing_level_or_one_out_of_range_names_the_row_in_stage_1(processor, level, told):
     collator = AlignGPTDataCollator(processor, chat_template="plain", num_alignment_levels=8)
-    with pytest.raises(ValueError, match=rf"Row a has alignment level {level}; stage 1 needs 0\.\.7"):
+    with pytest.raises(ValueError, match=rf"Row a has alignment level {told}; stage 1 needs 0\.\.7"):
         collator([row((U, "", 1), (A, "a cat"), images=[PICTURE], alignment_level=level, id="a")])
 
 
@@ -141,10 +142,10 @@ def test_a_literal_placeholder_in_a_text_is_text(processor):
 BAD_ROWS = {
     "missing": row((U, "", 1), (A, "x"), images=["nowhere.png"], id="bad"),
     "corrupt": row((U, "", 1), (A, "x"), images=[b"no image"], id="bad"),
-    "placeholder_count": row((U, "", 0), (A, "x"), images=[PICTURE], id="bad"),
+    "placeholder_count": row((U, "", 2), (A, "x"), images=[PICTURE], id="bad"),
     "template": row((A, "x"), (S, "y"), id="bad"),
     "too_long": row((U, "Hi " * 40), (A, "x"), (U, "And?", 1), (A, "y"), images=[PICTURE], id="bad"),
-    "no_caption": row(fault="no_caption: There is none.", id="bad"),
+    "no_caption": row(fault={"kind": "no_caption", "message": "There is none."}, id="bad"),
 }
 
 
@@ -160,7 +161,7 @@ def test_a_skipped_row_keeps_its_place_without_a_label_and_is_reported(processor
     collator = AlignGPTDataCollator(processor, image_folder=str(tmp_path), max_length=100, on_bad_row="skip")
     batch = collator([BAD_ROWS[kind], CONVERSATIONS[2][0]])
     assert (batch["labels"][0] == -100).all() and (batch["labels"][1] != -100).any()
-    assert [text.split(": ")[:2] for text in batch["skipped_rows"]] == [["bad", kind]]
+    assert [(fault.id, fault.kind) for fault in batch["skipped_rows"]] == [("bad", kind)]
     assert len(batch["pixel_values"]) == 1, "only the good row's image"
     alone = collator([BAD_ROWS[kind]])
     assert (alone["labels"] == -100).all() and "pixel_values" not in alone

@@ -32,13 +32,17 @@ def write_json(path, records):
     return str(path)
 
 
-def message(role, content, num_images=0):
-    return {"role": role, "content": content, "num_images": num_images}
+def message(role, text, num_images=0):
+    """A message of a row, its images first."""
+    texts = [{"type": "text", "text": text}] if text else []
+    return {"role": role, "content": [{"type": "image", "text": None}] * num_images + texts, "weight": None}
 
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_the_three_kinds_of_records_and_ids_of_both_types_become_rows(tmp_path, streaming):
     rows = list(load_training_data(write_json(tmp_path / "mix.json", RECORDS), streaming=streaming))
+    for part in (part for row in rows for turn in row["messages"] for part in turn["content"]):
+        part.setdefault("text", None)  # a table has it, a stream has not
     assert rows[0] == {
         "id": "a",
         "images": ["a.png"],
@@ -46,7 +50,8 @@ def test_the_three_kinds_of_records_and_ids_of_both_types_become_rows(tmp_path, 
         "alignment_level": 3,
         "num_images": 1,
         "length": 5,
-        "fault": "",
+        "notes": ["caption_without_question"],
+        "fault": None,
     }
     assert rows[1]["id"] == "7"
     assert rows[1]["messages"] == [
@@ -62,8 +67,7 @@ def test_images_stay_in_the_turn_that_has_their_placeholder(tmp_path):
     turns = [("human", "Hello"), ("gpt", "Hi"), ("human", "<image>\n<image>\nSame?"), ("gpt", "No")]
     record = {"image": ["a.png", "b.png"], "conversations": [{"from": who, "value": text} for who, text in turns]}
     row = load_training_data(write_json(tmp_path / "data.json", [record]))[0]
-    assert [turn["num_images"] for turn in row["messages"]] == [0, 0, 2, 0]
-    assert row["messages"][2]["content"] == "Same?"
+    assert row["messages"][1:] == [message("assistant", "Hi"), message("user", "Same?", 2), message("assistant", "No")]
 
 
 def test_a_placeholder_in_an_answer_is_a_word_of_it(tmp_path):
@@ -117,8 +121,8 @@ def test_records_that_cannot_be_trained_on_are_named_and_counted(tmp_path):
         load_training_data(path)
     assert len(load_training_data(path, on_bad_row="skip")) == 3
     kept = load_training_data(path, on_bad_row="keep")
-    kinds = [fault.split(":")[0] for fault in kept["fault"]]
-    assert kinds == ["", "", "", "no_caption", "placeholder_count", "missing", "malformed_record"]
+    kinds = [fault and fault["kind"] for fault in kept["fault"]]
+    assert kinds == [None, None, None, "no_caption", "placeholder_count", "missing", "malformed_record"]
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -158,11 +162,12 @@ def test_streamed_rows_are_shuffled_by_the_seed_without_an_end(tmp_path):
 def test_a_level_that_is_none_is_a_fault_of_its_row(tmp_path, level):
     path = tmp_path / "data.jsonl"
     path.write_text(f'{{"id": "x", "image": "a.png", "caption": "cat", "alignment_level": {level}}}\n')
-    assert load_training_data(str(path), on_bad_row="keep")["fault"][0].startswith("malformed_record: The alignment")
+    fault = load_training_data(str(path), on_bad_row="keep")["fault"][0]
+    assert fault["kind"] == "malformed_record" and fault["message"].startswith("The alignment")
 
 
-def test_half_characters_in_a_text_do_not_end_the_reading(tmp_path):
+def test_half_characters_in_a_text_are_a_fault_of_the_row_that_does_not_end_the_reading(tmp_path):
     path = tmp_path / "data.jsonl"
     path.write_text('{"id": "\\ud83d", "image": "a.png", "caption": "a cat \\ud83d"}\n')
-    (row,) = load_training_data(str(path))
-    assert row["id"] == "?" and row["messages"][1]["content"] == "a cat ?"
+    (row,) = load_training_data(str(path), on_bad_row="keep")
+    assert row["id"] == "\\ud83d" and row["fault"]["kind"] == "malformed_record"

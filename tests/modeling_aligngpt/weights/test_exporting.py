@@ -8,7 +8,6 @@ import pytest
 import torch
 from transformers import PhiConfig, PhiForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from aligngpt.training.data import load_training_data
 from aligngpt.weights.composing import compose
 from aligngpt.weights.exporting import export_llava, main, mean_gate_weights
 
@@ -107,8 +106,7 @@ def test_with_a_calibration_set_it_has_the_gates_mean_weights(
     vector = table[-1] + sum(weight * row for weight, row in zip(mean, table[:-1], strict=True))
     compare(tmp_path, model, processor, make_image(9), run_python, alignment_vectors=vector[None])
     assert mean.std() > 1e-3
-    loaded = load_training_data(str(tmp_path / "calibration.jsonl"))
-    torch.testing.assert_close(mean_gate_weights(model, processor, loaded, 4, str(tmp_path)), mean)
+    torch.testing.assert_close(mean_gate_weights(model, processor, records, 4, str(tmp_path)), mean)
 
 
 def test_a_calibration_set_without_images_is_refused(model, processor):

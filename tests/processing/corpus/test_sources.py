@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from aligngpt.processing.corpus.faults import Fault
-from aligngpt.processing.corpus.records import get_caption, get_images, get_messages
+from aligngpt.processing.corpus.records import read_record
 from aligngpt.processing.corpus.sources import open_corpus
 
 
@@ -30,6 +30,26 @@ def write_tar(path, members, mode="w"):
             info = tarfile.TarInfo(name)
             info.size = len(content)
             archive.addfile(info, io.BytesIO(content))
+
+
+def read(record):
+    """The record's sample; a fault is raised."""
+    sample = read_record(record)
+    if isinstance(sample, Fault):
+        raise sample
+    return sample
+
+
+def get_caption(record):
+    return read(record).caption
+
+
+def get_images(record):
+    return read(record).images
+
+
+def get_messages(record):
+    return [{name: turn[name] for name in ("role", "content")} for turn in read(record).written_messages()]
 
 
 def rows_of(data, **options):
@@ -212,10 +232,10 @@ def test_a_caption_that_cannot_be_used_is_refused_by_its_kind(record, kind):
 
 def test_the_caption_is_what_the_assistant_says():
     conversation = [("human", "What?\n<image>"), ("gpt", "A cat."), ("human", "More?"), ("gpt", "On a mat.")]
-    turns = [{"from": role, "value": text} for role, text in conversation]
-    assert get_caption({"conversations": turns}) == "A cat.\nOn a mat."
-    assert get_messages({"conversations": turns})[0] == {"role": "user", "content": "What?"}
-    parts = [{"type": "image"}, {"type": "text", "text": "A dog."}]
+    record = {"image": "x", "conversations": [{"from": role, "value": text} for role, text in conversation]}
+    assert get_caption(record) == "A cat.\nOn a mat."
+    assert get_messages(record)[0] == {"role": "user", "content": "What?"}
+    parts = [{"type": "text", "text": "A "}, {"type": "text", "text": "dog."}]
     assert get_caption({"messages": [{"role": "assistant", "content": parts}]}) == "A dog."
 
 
@@ -297,7 +317,8 @@ def test_an_image_inside_a_message_is_the_records():
 
 def test_placeholders_in_messages_are_no_text():
     messages = [{"role": "user", "content": "<image>\nDescribe."}, {"role": "assistant", "content": " A cat."}]
-    assert [message["content"] for message in get_messages({"messages": messages})] == ["Describe.", " A cat."]
+    record = {"image": "x", "messages": messages}
+    assert [message["content"] for message in get_messages(record)] == ["Describe.", " A cat."]
 
 
 def test_of_two_names_for_a_caption_the_one_with_a_value_counts():

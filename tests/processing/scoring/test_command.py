@@ -96,8 +96,8 @@ def test_a_run_scores_every_pair_once_and_keeps_its_text(arguments, expected, tm
     row = read(tmp_path / "scores", "shard-00000-part-00001.parquet")[1]
     assert (row["id"], row["image"], row["caption"]) == ("pair 2", "9.jpg", "a red circle")
     assert row["messages"] == [
-        {"role": "user", "content": "Describe."},
-        {"role": "assistant", "content": "a red circle"},
+        {"role": "user", "content": "Describe.", "weight": None},
+        {"role": "assistant", "content": "a red circle", "weight": None},
     ]
 
 
