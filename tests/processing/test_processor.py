@@ -161,7 +161,7 @@ class TestImages:
     def test_a_corrupt_image_is_an_error(self, processor, tmp_path):
         path = tmp_path / "broken.png"
         path.write_bytes(b"\x89PNG\r\n\x1a\n and nothing more")
-        with pytest.raises(Exception, match="cannot identify image file.*broken.png"):
+        with pytest.raises(ValueError, match="Image 0 .*broken.png.*no image of a known format"):
             processor(images=str(path), text="<image>")
 
 
