@@ -132,11 +132,9 @@ def _scale(values: np.ndarray, converted: list[str]) -> np.ndarray:
     is_float, low, high = values.dtype.kind == "f", values.min(), values.max()
     if values.dtype.kind == "b":
         return values * np.uint8(255)
-    for top in (1, 255, 4095, 65535)[not is_float :]:
-        margin = top / 255 if is_float else 0  # resampling overshoots
-        if low >= -margin and high <= top + margin:
-            break
-    else:
+    margin = 1 + 1 / 255 if is_float else 1  # resampling overshoots
+    top = next((top for top in (1, 255, 4095, 65535)[not is_float :] if high <= top * margin), 0)
+    if not top or low < top * (1 - margin) or np.isnan(low):
         raise ImageError("corrupt", f"Values from {low} to {high} are of no known range; 0..65535 is the largest.")
     if is_float or top > 255:
         converted.append("float" if is_float else "16-bit")
@@ -146,7 +144,8 @@ def _scale(values: np.ndarray, converted: list[str]) -> np.ndarray:
     return table[values]
 
 
-def _convert(image: Image.Image, converted: list[str]) -> Image.Image:
+def _convert(given: Image.Image, converted: list[str]) -> Image.Image:
+    image = given
     _check_size(*image.size)
     if isinstance(image, ImageFile.ImageFile) and image.format not in FORMATS:
         raise ImageError("corrupt", f"Images of the format {image.format} are not opened.")
@@ -177,6 +176,8 @@ def _convert(image: Image.Image, converted: list[str]) -> Image.Image:
     if max(image.size) > MAX_SIDE:
         converted.append("reduced")
         image = image.reduce(math.ceil(max(image.size) / MAX_SIDE))
+    if image is not given:  # its metadata told of another picture, and would turn this one if it is opened again
+        image.info = {}
     return image
 
 

@@ -61,7 +61,7 @@ def _open_image(image: Any, name: str, do_rescale: bool, channels_first: bool | 
         return image
     try:
         if isinstance(image, dict):
-            image = image.get("bytes") or image.get("path")
+            image = image.get("path") if image.get("bytes") is None else image["bytes"]
         if isinstance(image, (str, os.PathLike)):
             name = f"{name} ({str(image)[:200]!r})"
             image = read_image(image)

@@ -33,7 +33,7 @@ def open_image(source: Any, image_folder: str | None = None) -> tuple[Image.Imag
         ImageFolderNeededError: if the source is a path and there is no image folder.
     """
     if isinstance(source, dict):
-        source = source.get("bytes") or source.get("path")
+        source = source.get("path") if source.get("bytes") is None else source["bytes"]
     if isinstance(source, os.PathLike):
         source = os.fspath(source)
     if isinstance(source, str):
