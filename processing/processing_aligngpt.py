@@ -1,5 +1,8 @@
+# Copyright 2026 the aligngpt authors. Licensed under the Apache License, Version 2.0 (see LICENSE):
+# http://www.apache.org/licenses/LICENSE-2.0
 """
-Processor of AlignGPT: from images and text to model inputs. Copied to the Hub: imports only numpy, transformers.
+Processor of AlignGPT: from images and text to model inputs. Copied to the Hub: imports only numpy, transformers and
+the sibling that opens images.
 """
 
 import re
@@ -10,6 +13,8 @@ from transformers import LlavaProcessor
 from transformers.image_utils import ImageInput, get_image_size, to_numpy_array
 from transformers.processing_utils import MultiModalData, ProcessingKwargs, Unpack
 from transformers.tokenization_utils_base import BatchEncoding, PreTokenizedInput, TextInput
+
+from .image_loading_aligngpt import open_images
 
 
 class AlignGPTProcessor(LlavaProcessor):
@@ -91,18 +96,20 @@ class AlignGPTProcessor(LlavaProcessor):
         (images, channels, height, width).
 
         Args:
-            images: PIL images, arrays, tensors, paths or URLs; flat, or a list per text (`[]` or None for none).
+            images: PIL images, encoded bytes, paths, URLs, base64, arrays or tensors (one image, or with 4 axes
+                several); flat, or a list per text (`[]` or None for none). Each becomes the same upright RGB picture,
+                see [`~aligngpt.processing.image_conversion_aligngpt.load_rgb_image`]. Only arrays of floats together
+                with `do_rescale=False` are left as they are: somebody has rescaled them.
             text: one `<image>` per image in each.
 
         Raises:
-            ValueError: if a text has not as many `<image>` as images, or truncation cut placeholders off; the message
-                names the sample.
+            ValueError: if an image cannot be used (an `ImageError`, whose `kind` says why), a text has not as many
+                `<image>` as images, or truncation cut placeholders off; the message names the image or the sample.
         """
-        if isinstance(images, (list, tuple)) and any(
-            image is None or isinstance(image, (list, tuple)) for image in images
-        ):
-            images = [image or [] for image in images]
-            images = images if any(images) else None
+        options = {**kwargs.get("images_kwargs", {}), **kwargs}
+        do_rescale = options.get("do_rescale", getattr(self.image_processor, "do_rescale", True))
+        layout = options.get("input_data_format")
+        images = open_images(images, do_rescale, None if layout is None else layout == "channels_first")
         if text is not None:
             text = [text] if isinstance(text, str) else list(text)
             text = self._continue_prompt(text, kwargs) or self._write_bos(text, kwargs)

@@ -17,6 +17,8 @@ FOLDERS = {"modeling_aligngpt", "processing", "training", "evaluation"}
 HUB_COPIES = {
     "modeling_aligngpt/configuration_aligngpt.py": {"huggingface_hub", "transformers"},
     "modeling_aligngpt/modeling_aligngpt.py": {"torch", "transformers"},
+    "processing/image_conversion_aligngpt.py": {"PIL", "numpy"},
+    "processing/image_loading_aligngpt.py": {"huggingface_hub"},
     "processing/processing_aligngpt.py": {"numpy", "transformers"},
 }
 

@@ -72,9 +72,6 @@ class PairPreparer(Dataset):
         check_single(sources)
         image, conversions = open_image(sources[0], self.image_folder)
         converted.extend(conversions)
-        edge = (self.image_processor.size or {}).get("shortest_edge")
-        if edge and Image.MAX_IMAGE_PIXELS and edge**2 * max(image.size) / min(image.size) > Image.MAX_IMAGE_PIXELS:
-            raise Fault("extreme_shape", f"{image.size} pixels would be enormous with a short side of {edge}.")
         if self.resize is not None:
             return {"pixel_values": torch.from_numpy(np.array(self.resize(image))).permute(2, 0, 1)}
         return {name: tensor[0] for name, tensor in _process(self.image_processor, image).items()}

@@ -1,12 +1,14 @@
 """Faulty and unusual image files, each a real one: what is opened and how, what is refused as what."""
 
 import io
+import ntpath
 import os
 
 import numpy as np
 import pytest
 from PIL import Image, ImageFile, ImageOps
 
+from aligngpt.processing.corpus import images
 from aligngpt.processing.corpus.faults import Fault
 from aligngpt.processing.corpus.images import open_image
 
@@ -124,6 +126,61 @@ def test_a_file_that_is_not_there_is_missing(path, tmp_path):
 def test_a_path_without_an_image_folder_is_an_error():
     with pytest.raises(ValueError, match="image folder"):
         open_image("a.png")
+
+
+@pytest.mark.parametrize("path", ["a\\b\\x.png", "a\\b/x.png", ".\\a\\b\\x.png"])
+def test_a_path_that_windows_wrote_is_found(path, picture, tmp_path):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    picture.save(tmp_path / "a" / "b" / "x.png")
+    assert open_image(path, str(tmp_path))[0].size == picture.size
+
+
+def test_a_file_whose_name_has_a_backslash_is_found_first(picture, make_image, tmp_path):
+    (tmp_path / "a").mkdir()
+    make_image(1, (5, 5)).save(tmp_path / "a" / "x.png")
+    picture.save(tmp_path / "a\\x.png")
+    assert open_image("a\\x.png", str(tmp_path))[0].size == picture.size
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("D:\\images\\x.png", "outside_image_folder"),
+        ("D:/images/x.png", "outside_image_folder"),
+        ("\\\\server\\share\\x.png", "outside_image_folder"),
+        ("\\windows\\x.png", "outside_image_folder"),
+        ("..\\..\\x.png", "outside_image_folder"),
+        ("no\\x.png", "missing"),
+        ("\ud800.png", "missing"),
+    ],
+)
+def test_a_path_of_another_machine_is_a_fault(path, kind, tmp_path):
+    with pytest.raises(Fault) as refused:
+        open_image(path, str(tmp_path))
+    assert refused.value.kind == kind
+
+
+def test_a_path_on_another_drive_is_a_fault(monkeypatch, tmp_path):
+    monkeypatch.setattr(images.os, "path", ntpath)
+    with pytest.raises(Fault) as refused:
+        open_image("D:\\images\\x.png", "C:\\images")
+    assert refused.value.kind == "outside_image_folder"
+
+
+@pytest.mark.parametrize("name", ["pipe", "link to a pipe", "/dev/zero"])
+def test_a_pipe_or_a_device_is_refused_before_it_is_read(name, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link to a pipe").symlink_to(tmp_path / "pipe")
+    with pytest.raises(Fault, match="pipe or a device") as refused:
+        open_image(name, "/dev" if name.startswith("/") else str(tmp_path))
+    assert refused.value.kind == "unreadable"
+
+
+@pytest.mark.parametrize("folder", ["a [b] c", "a*?", "ünï 图"])
+def test_a_folder_may_have_any_name(folder, picture, tmp_path):
+    (tmp_path / folder).mkdir()
+    picture.save(tmp_path / folder / "x [1].png")
+    assert open_image("x [1].png", str(tmp_path / folder))[0].size == picture.size
 
 
 def test_a_picture_without_width_or_no_picture_at_all_is_refused():
