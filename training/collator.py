@@ -102,10 +102,13 @@ class AlignGPTDataCollator(DataCollatorMixin):
         if isinstance(sample, Fault):
             raise sample
         images = iter([open_image(image, self.image_folder)[0] for image in sample.images])
-        return [
+        messages = [
             {**message, "content": [self._fill_part(part, images) for part in message["content"]]}
             for message in sample.messages
         ]
+        if self.chat_template == "plain":  # captions and nothing else: what is not trained on is left out
+            return [message for message in messages if message["weight"] != 0]
+        return messages
 
     def _fill_part(self, part: dict[str, str], images: Iterator[Any]) -> dict[str, Any]:
         if part["type"] == "image":

@@ -7,7 +7,7 @@ from typing import Any
 from PIL import Image
 
 from aligngpt.processing.image_conversion_aligngpt import ImageError, load_rgb_image
-from aligngpt.processing.image_loading_aligngpt import read_image_file
+from aligngpt.processing.image_loading_aligngpt import read_image, read_image_file
 
 from .faults import Fault
 
@@ -23,7 +23,8 @@ def open_image(source: Any, image_folder: str | None = None) -> tuple[Image.Imag
 
     Args:
         source (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor`, `bytes`, `str` or `dict`): the image, an encoded file,
-            a path below `image_folder`, or `{"bytes": ..., "path": ...}` as datasets has it, where bytes win.
+            a path below `image_folder`, a `data:` URL, or `{"bytes": ..., "path": ...}` as datasets has it, where bytes
+            win.
         image_folder (`str`, *optional*): needed where sources are paths. Paths as Windows writes them are understood
             everywhere, unless a file is called so.
 
@@ -36,16 +37,16 @@ def open_image(source: Any, image_folder: str | None = None) -> tuple[Image.Imag
         source = source.get("path") if source.get("bytes") is None else source["bytes"]
     if isinstance(source, os.PathLike):
         source = os.fspath(source)
-    if isinstance(source, str):
-        source = _read_file(source, image_folder)
     try:
-        return load_rgb_image(source)
+        return load_rgb_image(_read_file(source, image_folder) if isinstance(source, str) else source)
     except ImageError as error:
         raise Fault(error.kind, str(error)) from error
 
 
 def _read_file(path: str, image_folder: str | None) -> bytes:
     name = repr(path[:200])
+    if path.startswith("data:"):
+        return read_image(path)
     if image_folder is None:
         raise ImageFolderNeededError(
             f"The image {name} is a path: name the folder that it starts from as the image folder."
