@@ -288,8 +288,9 @@ def test_levels_read_the_table(corpus):
         except ValueError as error:
             found[name] = error.__cause__.kind
             continue
-        assert (read["caption"], read["image"]) == (case.answer, case.images[0] if case.images else None), name
-        assert read["alignment_level"] == case.level, name
+        if name not in OPENED:
+            image = case.images[0] if case.images else None
+            assert (read["caption"], read["image"], read["alignment_level"]) == (case.answer, image, case.level), name
     # Levels open no picture
     expected = expected_faults("fault", "pair_fault")
     assert found == {name: kind for name, kind in expected.items() if name not in OPENED}
@@ -324,9 +325,7 @@ def test_training_reads_the_table(stage, corpus, processor):
         labels = batch["labels"][0]
         trained = processor.decode(labels[labels != -100]).replace("< image>", "<image>")
         if stage == "pretrain":
-            assert trained == processor.decode(
-                processor.tokenizer(case.answer + "\n", add_special_tokens=False).input_ids
-            )
+            assert trained.split() == case.answer.split() and trained.endswith("\n"), name
             assert batch["alignment_levels"].tolist() == [-1 if case.level is None else case.level], name
         else:
             assert trained.replace("</s>", "\n").split() == case.answer.split(), name
