@@ -23,8 +23,8 @@ def open_image(source: Any, image_folder: str | None = None) -> tuple[Image.Imag
 
     Args:
         source (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor`, `bytes`, `str` or `dict`): the image, an encoded file,
-            a path below `image_folder`, a `data:` URL, or `{"bytes": ..., "path": ...}` as datasets has it, where bytes
-            win.
+            a path below `image_folder`, a `data:` URL, or `{"bytes": ..., "path": ...}` as datasets has it, where
+            bytes win.
         image_folder (`str`, *optional*): needed where sources are paths. Paths as Windows writes them are understood
             everywhere, unless a file is called so.
 

@@ -14,18 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import fsspec
-import pyarrow
 import pyarrow.parquet
 
 from .faults import Fault
 from .files import Row, count_tar, read_json, read_tar
+from .tables import BROKEN_TABLE, load_table, read_dataset, read_table, with_bytes, with_encoded_images
 
 
 FORMATS = {"json": "json", "jsonl": "json", "ndjson": "json", "tar": "tar"}
 FORMATS |= {name: name for name in ("parquet", "csv", "arrow")}
-# pandas' and Arrow's complaints about a file are ValueErrors, or of these
-BROKEN_TABLE = (ValueError, OSError, EOFError, RuntimeError, StopIteration, pyarrow.ArrowException)
 ROW_FORMATS = ("json", "tar")  # read by aligngpt.processing.corpus.files, not by datasets
 
 
@@ -166,7 +163,7 @@ def _file_shards(files: list[str], streaming: bool, columns: tuple[str, ...]) ->
     embedded = False
     for table in (file for file in files if FORMATS[_extension(file)] not in ROW_FORMATS):
         try:
-            embedded = with_encoded_images(_load_table(table))[1]
+            embedded = with_encoded_images(load_table(table, FORMATS[_extension(table)]))[1]
             break  # one look for all of them: a corpus may have thousands
         except BROKEN_TABLE:  # told when it is read
             embedded = True
@@ -188,7 +185,7 @@ def _file_shard(
             rows = read_tar(path, columns) if file_format == "tar" else read_json(path)
             yield from islice(rows, start, None)
         else:
-            yield from _read_table(path, file_format, name, start)
+            yield from read_table(path, file_format, name, start)
 
     def count_rows() -> int | None:
         if not is_local:
@@ -217,24 +214,6 @@ def _fingerprint(file: str) -> str:
     return f"{size}-{hashlib.sha256(ends).hexdigest()[:16]}"
 
 
-def _read_table(file: str, file_format: str, name: str, start: int) -> Iterator[Row]:
-    try:
-        if file_format == "parquet" and os.path.isfile(file) and pyarrow.parquet.read_metadata(file).num_rows == 0:
-            return  # which datasets cannot stream
-        dataset = with_encoded_images(_load_table(file, file_format))[0]
-    except BROKEN_TABLE as error:
-        if not os.path.isfile(file):
-            raise  # more likely the network
-        yield Fault("broken_shard", f"{name} cannot be read: {error}")
-        return
-    yield from _read_dataset(dataset, name, start, os.path.isfile(file))
-
-
-def _load_table(file: str, file_format: str | None = None) -> datasets.IterableDataset:
-    file_format = file_format or FORMATS[_extension(file)]
-    return datasets.load_dataset(file_format, data_files=[file], split="train", streaming=True)
-
-
 def _dataset_shard(
     dataset: datasets.Dataset | datasets.IterableDataset,
     name: str,
@@ -245,70 +224,11 @@ def _dataset_shard(
     dataset, embedded = with_encoded_images(dataset)
 
     def read(start: int) -> Iterator[Row]:
-        for row in _read_dataset(dataset, name, start):
+        for row in read_dataset(dataset, name, start):
             try:
                 is_path = paths_by_datasets and isinstance(row, dict)
-                yield {key: _with_bytes(row[key]) for key in row} if is_path else row
+                yield {key: with_bytes(row[key]) for key in row} if is_path else row
             except OSError as error:
                 yield Fault("missing", f"An image of {name} cannot be read: {error}")
 
     return Shard(name, read, embedded, fingerprint, count_rows)
-
-
-def _read_dataset(
-    dataset: datasets.Dataset | datasets.IterableDataset, name: str, start: int, is_local: bool = False
-) -> Iterator[Row]:
-    broken = BROKEN_TABLE if is_local else (pyarrow.ArrowInvalid,)
-    try:
-        yield from dataset.skip(start)
-    except broken as error:
-        yield Fault("broken_shard", f"The rest of {name} cannot be read: {error}")
-
-
-def with_encoded_images(dataset: Any) -> tuple[Any, bool]:
-    """The dataset with its images left encoded, to be decoded once, where faults are caught; and if it has any."""
-    try:
-        features = dataset.features or dataset._resolve_features().features
-    except pyarrow.ArrowInvalid:  # of pictures that a function of the user's made
-        features = None
-    if features is None:
-        return dataset, True
-    embedded = False
-    for column, feature in features.items():
-        if (undecoded := _undecoded(feature)) != feature:
-            dataset = dataset.cast_column(column, undecoded)
-        embedded |= _may_hold_images(feature)
-    return dataset, embedded
-
-
-def _may_hold_images(feature: Any) -> bool:
-    """Whether values of a feature are images, or have images inside: in lists, in the parts of messages."""
-    if isinstance(feature, datasets.List):
-        return _may_hold_images(feature.feature)
-    if isinstance(feature, dict):
-        return any(_may_hold_images(inner) for inner in feature.values())
-    return isinstance(feature, datasets.Image) or (
-        isinstance(feature, datasets.Value) and feature.dtype.startswith(("binary", "large_binary"))
-    )
-
-
-def _undecoded(feature: Any) -> Any:
-    if isinstance(feature, datasets.Image):
-        return datasets.Image(decode=False)
-    if isinstance(feature, datasets.List):
-        return datasets.List(_undecoded(feature.feature))
-    if isinstance(feature, dict):
-        return {name: _undecoded(inner) for name, inner in feature.items()}
-    return feature
-
-
-def _with_bytes(value: Any) -> Any:
-    """An image folder's images are paths that datasets found, not words of the corpus: they are read here."""
-    if isinstance(value, list):
-        return [_with_bytes(item) for item in value]
-    if isinstance(value, dict) and value.keys() == {"bytes", "path"}:
-        if value["bytes"] is None and value["path"]:
-            with fsspec.open(value["path"], "rb") as stream:
-                return {"bytes": stream.read(), "path": posixpath.basename(value["path"])}
-        return value
-    return {key: _with_bytes(inner) for key, inner in value.items()} if isinstance(value, dict) else value

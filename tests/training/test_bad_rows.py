@@ -110,3 +110,15 @@ def test_the_check_of_good_data_ends_well(run_pretrain, tmp_path):
     with pytest.raises(SystemExit) as stop:
         run_pretrain(tmp_path, "--check", "true")
     assert stop.value.code == 0
+
+
+def test_the_check_of_data_whose_pictures_are_under_an_unknown_name_has_something_to_mend(
+    run_sft, stage_1, tmp_path, caplog
+):
+    messages = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "A cat."}]
+    (tmp_path / "data.jsonl").write_text(json.dumps({"img": "1.png", "messages": messages}) + "\n")
+    with pytest.raises(SystemExit) as stop:
+        run_sft(stage_1, tmp_path / "out", "--check", "true", "--train_file", tmp_path / "data.jsonl")
+    report = json.loads((tmp_path / "out" / "data_check.json").read_text())
+    assert stop.value.code == 1 and "'img'" in report["problems"][0]
+    assert (report["rows_with_images"], report["images"], report["text_only_rows"]) == (0, 0, 1)

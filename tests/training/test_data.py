@@ -171,3 +171,42 @@ def test_half_characters_in_a_text_are_a_fault_of_the_row_that_does_not_end_the_
     path.write_text('{"id": "\\ud83d", "image": "a.png", "caption": "a cat \\ud83d"}\n')
     (row,) = load_training_data(str(path), on_bad_row="keep")
     assert row["id"] == "\\ud83d" and row["fault"]["kind"] == "malformed_record"
+
+
+UNKNOWN_FIELD = [{"id": index, "file_name": "a.png", "caption": "a cat", "alignment_level": 0} for index in range(3)]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("needs_images", "image_folder", "why"),
+    [(True, None, "stage 1 needs one"), (False, ".", "an image folder is named")],
+)
+def test_pictures_under_a_name_that_is_not_known_are_refused_by_that_name(
+    needs_images, image_folder, why, streaming, tmp_path
+):
+    path = write_json(tmp_path / "data.json", UNKNOWN_FIELD)
+    training_args = StageConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False)
+    data_args = DataArguments(train_file=path, image_folder=image_folder, streaming=streaming)
+    with pytest.raises(ValueError, match=rf"No row of .* has a picture, and {why}.*'file_name'.*--image_column"):
+        load_datasets(data_args, training_args, needs_images)
+    data_args.image_column = "file_name"
+    row = next(iter(load_datasets(data_args, training_args, needs_images)["train_dataset"]))
+    assert row["images"] == ["a.png"]
+
+
+def test_text_without_pictures_trains_in_stage_2_where_no_image_folder_is_named(tmp_path):
+    path = write_json(tmp_path / "data.json", RECORDS[2:])
+    training_args = StageConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False)
+    assert len(load_datasets(DataArguments(train_file=path), training_args)["train_dataset"]) == 1
+
+
+def test_captions_without_a_question_and_dropped_answers_are_told_by_number(tmp_path, caplog):
+    opened = [{"from": "gpt", "value": "Hello."}, {"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hm."}]
+    path = write_json(tmp_path / "data.json", [*RECORDS, {"id": "d", "conversations": opened}])
+    training_args = StageConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False)
+    for needs_images in (False, True):
+        caplog.clear()
+        with caplog.at_level("WARNING", logger="aligngpt"):
+            load_datasets(DataArguments(train_file=path), training_args, needs_images)
+        assert "1 of 4 rows" in caplog.text and "first turn by the assistant was left out" in caplog.text
+        assert ("a caption without a question" in caplog.text) == (not needs_images)
