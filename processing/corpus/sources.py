@@ -8,13 +8,14 @@ import os
 import posixpath
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from glob import glob
+from glob import escape, glob, has_magic
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pyarrow.parquet
+from datasets.data_files import get_data_patterns
 
 from .faults import Fault
 from .files import Row, count_tar, read_json, read_tar
@@ -102,8 +103,11 @@ def _find_files(data: str) -> list[str] | None:
     """The files that a path, glob or URL means; None for a folder or a Hub id, which datasets knows to read."""
     if "://" in data or os.path.isfile(data):
         return [data]
-    if any(character in data for character in "*?["):
-        return sorted(glob(data, recursive=True))
+    if has_magic(data) and not os.path.isdir(data):
+        folder = data
+        while folder != os.path.dirname(folder) and not os.path.isdir(folder):
+            folder = os.path.dirname(folder)
+        return sorted(glob(escape(folder) + data[len(folder) :], recursive=True))  # a folder that is there is no glob
     means_a_file = os.path.isabs(data) or _extension(data) in FORMATS
     return [] if means_a_file and not os.path.isdir(data) else None
 
@@ -116,15 +120,20 @@ def _open_with_datasets(
     streaming: bool,
     columns: tuple[str, ...],
 ) -> list[Shard]:
-    builder = datasets.load_dataset_builder(data, config_name, revision=revision)
+    options: dict[str, Any] = {"revision": revision}
+    if has_magic(os.path.abspath(data)) and os.path.isdir(data):  # which datasets would take for a glob
+        folder = escape(os.path.abspath(data))
+        patterns = get_data_patterns(folder)
+        options["data_files"] = {name: [f"{folder}/{file}" for file in files] for name, files in patterns.items()}
+    builder = datasets.load_dataset_builder(data, config_name, **options)
     if split not in (known := builder.config.data_files or {}):
         raise ValueError(f"{data} has no split {split!r}; there are {sorted(map(str, known))}.")
     files = [str(file) for file in known[split]]
     if all(_extension(file) in FORMATS for file in files):
         return _file_shards(files, streaming, columns)
     # An image folder or the like, where files are not shards
-    options = {"decode_num_threads": 0} if hasattr(builder.config, "decode_num_threads") else {}
-    dataset = datasets.load_dataset(data, config_name, split=split, revision=revision, streaming=True, **options)
+    options |= {"decode_num_threads": 0} if hasattr(builder.config, "decode_num_threads") else {}
+    dataset = datasets.load_dataset(data, config_name, split=split, streaming=True, **options)
     return [_dataset_shard(dataset, "dataset", builder.hash or "", paths_by_datasets=True)]
 
 

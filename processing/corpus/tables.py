@@ -6,6 +6,7 @@ where faults are caught. A file that is broken costs the rest of its rows, a pic
 import os
 import posixpath
 from collections.abc import Iterator
+from glob import escape
 from typing import Any
 
 import datasets
@@ -37,6 +38,7 @@ def read_table(file: str, file_format: str, name: str, start: int) -> Iterator[R
 
 def load_table(file: str, file_format: str) -> datasets.IterableDataset:
     """A file as datasets streams it."""
+    file = escape(os.path.abspath(file)) if os.path.isfile(file) else file  # datasets takes it for a glob
     return datasets.load_dataset(file_format, data_files=[file], split="train", streaming=True)
 
 
