@@ -21,7 +21,7 @@ from transformers.conversion_mapping import (
     get_checkpoint_conversion_mapping,
     register_checkpoint_conversion_mapping,
 )
-from transformers.generation import GenerationMixin
+from transformers.generation import GenerationConfig, GenerationMixin, LogitsProcessorList
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.models.auto import AutoModel
@@ -696,6 +696,36 @@ class AlignGPTForConditionalGeneration(AlignGPTPreTrainedModel, LlavaForConditio
             image_hidden_states=outputs.image_hidden_states,
             alignment_weights=outputs.alignment_weights,
         )
+
+    def get_suppressed_tokens(self) -> list[int]:
+        """
+        Ids that `generate` never gives: `<image>`, `<align>`, and the rows of padding that composing adds behind all
+        tokens, up to a multiple of 64. What the tokenizer uses of these rows a model cannot ask, but it shows: they
+        begin as copies of one row, and training moves them together as long as none is a target. One that differs has
+        become a token. Where the head is not at hand (adapted, sharded, offloaded), the placeholders alone: padding
+        begins as the mean of all rows, whose logit, the mean of all logits, is never the largest.
+        """
+        token_ids = [self.config.image_token_id, self.config.align_token_id]
+        weight = self.lm_head.weight
+        if (
+            type(self.lm_head) is nn.Linear
+            and type(weight) is nn.Parameter
+            and weight.ndim == 2
+            and not weight.is_meta
+        ):
+            first = max(*token_ids, len(weight) - 64) + 1
+            rows = weight[first:].detach().float()
+            # Up to the rounding of training in half precision
+            is_copy = (rows - rows[-1:]).norm(dim=-1) <= 0.01 * rows[-1:].norm(dim=-1)
+            if is_copy.sum() > 1:
+                token_ids += (first + is_copy.nonzero().flatten()).tolist()
+        return sorted(token_ids)
+
+    def _get_logits_processor(self, generation_config: GenerationConfig, *args, **kwargs) -> LogitsProcessorList:
+        # Not stored: a list from the time of composing would keep tokens that are added later from being generated
+        suppressed = {*(generation_config.suppress_tokens or []), *self.get_suppressed_tokens()}
+        generation_config.suppress_tokens = sorted(suppressed)
+        return super()._get_logits_processor(generation_config, *args, **kwargs)
 
     def _expand_inputs_for_generation(
         self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids=None, **model_kwargs

@@ -11,6 +11,7 @@ where a chat has an image; a prompt written by hand has to.
 """
 
 import logging
+from copy import deepcopy
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -87,7 +88,9 @@ def export_llava(
     llava.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
     if processor.add_align_token:
         llava.get_input_embeddings().weight[model.config.align_token_id] = vector
-    llava.generation_config, llava.config.dtype = model.generation_config, model.dtype
+    llava.generation_config, llava.config.dtype = deepcopy(model.generation_config), model.dtype
+    suppressed = {*(llava.generation_config.suppress_tokens or []), *model.get_suppressed_tokens()}
+    llava.generation_config.suppress_tokens = sorted(suppressed)  # which AlignGPT computes, and LLaVA does not
     try:
         logits = llava(**{name: probe[name] for name in ("input_ids", "attention_mask", "pixel_values")}).logits
         same = torch.allclose(logits.float(), expected.float(), rtol=1e-3, atol=1e-3)

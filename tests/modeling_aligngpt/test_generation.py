@@ -36,7 +36,7 @@ def greedy_without_generate(model, inputs, num_tokens):
                 position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
                 token_type_ids=types,
             ).logits[:, -1]
-        logits[:, model.generation_config.suppress_tokens] = -torch.inf
+        logits[:, model.config.image_token_id :] = -torch.inf  # and `<align>` and padding, which come after it
         ids = torch.cat([ids, logits.argmax(-1, keepdim=True)], dim=1)
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
         types = torch.cat([types, types.new_zeros(len(types), 1)], dim=1)
@@ -225,6 +225,76 @@ def test_placeholders_are_never_generated(model, inputs):
         model.lm_head.weight[model.config.align_token_id] = -100 * model.lm_head.weight[7]
     answers = model.generate(**inputs, max_new_tokens=6, do_sample=False)[:, inputs["input_ids"].shape[1] :]
     assert not set(answers.flatten().tolist()) & {model.config.image_token_id, model.config.align_token_id}
+
+
+def train_head(model, inputs, answer):
+    """Trains the head on an answer of these tokens; AdamW moves all of its rows."""
+    single = {name: tensor[:1] for name, tensor in inputs.items()}
+    ids = torch.cat([single.pop("input_ids"), torch.tensor([answer])], dim=1)
+    labels = ids.clone()
+    labels[:, : -len(answer)] = -100
+    single.pop("attention_mask")
+    before, optimizer = model.lm_head.weight.detach().clone(), torch.optim.AdamW(model.lm_head.parameters(), lr=0.05)
+    for _ in range(20):
+        optimizer.zero_grad()
+        model(**single, input_ids=ids, labels=labels).loss.backward()
+        optimizer.step()
+    assert not (model.lm_head.weight == before).all(-1).any()
+
+
+def test_rows_of_padding_are_never_generated(model, processor, inputs):
+    options = {"do_sample": True, "num_return_sequences": 100, "max_new_tokens": 10, "temperature": 10.0, "top_k": 0}
+    length = inputs["input_ids"].shape[1]
+    for _ in range(2):
+        answers = model.generate(**inputs, **options)[:, length:]
+        assert answers.max() < len(processor.tokenizer) < model.config.get_text_config().vocab_size
+        train_head(model, inputs, [5, 6, 7])  # moves them all, and none away from the others
+
+
+def test_the_logits_of_padding_are_never_the_largest(model, processor, inputs):
+    with torch.no_grad():
+        logits = model(**inputs).logits
+    padding = logits[..., len(processor.tokenizer) :]
+    assert padding.shape[-1] == 26 and (padding < logits.amax(-1, keepdim=True)).all()
+    torch.testing.assert_close(padding[..., 0], logits[..., :420].mean(-1), atol=1e-2, rtol=1e-2)
+
+
+def test_a_token_that_is_added_after_composing_can_be_trained_and_generated(model, processor, inputs, tmp_path):
+    processor.tokenizer.add_tokens(["<x>", "<y>"])
+    added, unused = processor.tokenizer.convert_tokens_to_ids(["<x>", "<y>"])
+    assert added < model.config.get_text_config().vocab_size, "a row of padding"
+    prompt = {name: tensor[:1] for name, tensor in inputs.items()}
+    options = {"max_new_tokens": 2, "do_sample": False}
+    assert added not in model.generate(**prompt, **options)
+    train_head(model, inputs, [added, 7])
+    assert model.generate(**prompt, **options)[0, -2:].tolist() == [added, 7]
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path)
+    assert loaded.generate(**prompt, **options)[0, -2:].tolist() == [added, 7]
+    placeholders = {model.config.image_token_id, model.config.align_token_id}
+    assert {unused, *placeholders} <= set(loaded.get_suppressed_tokens())
+
+
+def test_a_token_of_a_table_that_was_made_larger_can_be_generated(model, processor, inputs):
+    processor.tokenizer.add_tokens([f"<x{index}>" for index in range(30)])
+    model.resize_token_embeddings(len(processor.tokenizer))
+    train_head(model, inputs, [len(processor.tokenizer) - 1, 7])
+    prompt = {name: tensor[:1] for name, tensor in inputs.items()}
+    answer = model.generate(**prompt, max_new_tokens=2, do_sample=False)
+    assert answer[0, -2:].tolist() == [len(processor.tokenizer) - 1, 7]
+
+
+def test_own_suppressed_tokens_come_on_top(model, inputs):
+    usual = model.generate(**inputs, max_new_tokens=1, do_sample=False)[:, -1].tolist()
+    with torch.no_grad():  # the likeliest tokens
+        model.lm_head.weight[model.config.align_token_id] = 100 * model.lm_head.weight[7]
+        model.lm_head.weight[model.config.image_token_id] = -100 * model.lm_head.weight[7]
+    model.generation_config.suppress_tokens = [usual[0]]
+    for options in ({}, {"suppress_tokens": usual}):
+        answers = model.generate(**inputs, max_new_tokens=4, do_sample=False, **options)
+        new = set(answers[:, inputs["input_ids"].shape[1] :].flatten().tolist())
+        assert not new & {usual[0], model.config.image_token_id, model.config.align_token_id}
+    assert model.generation_config.suppress_tokens == [usual[0]]
 
 
 def test_assisted_generation_gives_the_greedy_answers(model, inputs):

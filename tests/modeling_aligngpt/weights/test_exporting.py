@@ -61,6 +61,8 @@ def test_the_exported_llava_has_the_logits_of_the_mode_average(
     main([str(checkpoint), "--out", str(tmp_path / "llava")])
     model.config.alignment_mode = "average"
     outputs = compare(tmp_path, model, processor, make_image(0), run_python)
+    generation_config = json.loads((tmp_path / "llava" / "generation_config.json").read_text())
+    assert generation_config["suppress_tokens"] == list(range(420, 448)), "which LLaVA does not compute"
     assert outputs["prompts"][0].startswith("<s><align>") and "<align>" not in outputs["prompts"][1]
     adaptive = processor(
         images=make_image(0), text=outputs["prompts"][0], return_tensors="pt", add_special_tokens=False
