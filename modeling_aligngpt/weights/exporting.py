@@ -7,7 +7,7 @@ Writes an AlignGPT as a stock LLaVA, for servers that know only that:
 The alignment vector becomes one for all images, in the embedding row of `<align>`: the global embedding plus the mean
 of the local ones (the mode `average`), or plus their mix by the gate's mean weights over the calibration records. What
 is lost is the gate: it no longer looks at image and question. The exported chat template writes `<align>` after BOS
-where a chat has an image; a prompt written by hand has to.
+where a chat has an image, be it a part of a message or an `<image>` in its text; a prompt written by hand has to.
 """
 
 import logging
@@ -35,8 +35,12 @@ logger = logging.getLogger(__name__)
 BOS = "{{- bos_token -}}"
 WRITE_ALIGN = """{%- set found = namespace(image=false) -%}
 {%- for message in messages -%}
-    {%- if message.content is not string -%}
-        {%- for part in message.content if part.type == "image" -%}{%- set found.image = true -%}{%- endfor -%}
+    {%- if message.content is string -%}
+        {%- if "<image>" in message.content -%}{%- set found.image = true -%}{%- endif -%}
+    {%- else -%}
+        {%- for part in message.content if part.type == "image" or "<image>" in (part.text or "") -%}
+            {%- set found.image = true -%}
+        {%- endfor -%}
     {%- endif -%}
 {%- endfor -%}
 {%- if found.image -%}{{- "<align>" -}}{%- endif -%}
@@ -108,13 +112,13 @@ def export_llava(
         vision_feature_select_strategy=processor.vision_feature_select_strategy,
         num_additional_image_tokens=processor.num_additional_image_tokens,
         image_token=processor.image_token,
-        chat_template=_write_align(template, processor.align_token) if processor.add_align_token else template,
+        chat_template=_write_align(template, processor) if processor.add_align_token else template,
     )
     return llava, stock
 
 
-def _write_align(template: str, align_token: str) -> str:
-    write = WRITE_ALIGN.replace("<align>", align_token)
+def _write_align(template: str, processor: AlignGPTProcessor) -> str:
+    write = WRITE_ALIGN.replace("<align>", processor.align_token).replace("<image>", processor.image_token)
     return template.replace(BOS, BOS + write, 1) if BOS in template else write + template
 
 

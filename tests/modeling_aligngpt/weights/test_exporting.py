@@ -72,6 +72,21 @@ def test_the_exported_llava_has_the_logits_of_the_mode_average(
         assert (model(**adaptive).logits - outputs["image"]["logits"]).abs().max() > 1e-3  # the gate is lost
 
 
+@pytest.mark.parametrize("content", ["<image>\nWhat is this?", [{"type": "text", "text": "<image>\nWhat is this?"}]])
+def test_an_image_written_into_the_text_of_a_chat_gets_the_ids_of_one_given_apart(
+    model, processor, make_image, content
+):
+    parts = [{"type": "image", "image": make_image(0)}, {"type": "text", "text": "What is this?"}]
+    _, stock = export_llava(model, processor)
+    options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    expected = processor.apply_chat_template([{"role": "user", "content": parts}], **options)["input_ids"]
+    prompt = stock.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    ids = stock(images=make_image(0), text=prompt, add_special_tokens=False, return_tensors="pt")["input_ids"]
+    assert ids.tolist() == expected.tolist()
+    text_only = stock.apply_chat_template([{"role": "user", "content": "Is it an <img>?"}])
+    assert "<align>" not in text_only
+
+
 def test_a_model_without_the_align_token_is_exported_without_it(model, processor, make_image, run_python, tmp_path):
     processor.add_align_token = False
     model.save_pretrained(tmp_path / "baseline")
