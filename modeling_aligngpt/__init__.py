@@ -3,7 +3,7 @@ AlignGPT for transformers. Importing it registers config, models and processor w
 that saved repositories carry the code that loads them without this package (`trust_remote_code=True`).
 """
 
-from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, MODEL_MAPPING_NAMES
 
 from .configuration_aligngpt import AlignGPTConfig, __version__
@@ -17,6 +17,7 @@ from aligngpt.processing.processing_aligngpt import AlignGPTProcessor  # isort: 
 AutoConfig.register("aligngpt", AlignGPTConfig)
 AutoModel.register(AlignGPTConfig, AlignGPTModel)
 AutoModelForImageTextToText.register(AlignGPTConfig, AlignGPTForConditionalGeneration)
+AutoModelForCausalLM.register(AlignGPTConfig, AlignGPTForConditionalGeneration)  # for peft's AutoPeftModelForCausalLM
 AutoProcessor.register(AlignGPTConfig, AlignGPTProcessor)
 # Pipelines, trainers and test suites look models up by name in these tables, which `register` does not reach
 MODEL_MAPPING_NAMES["aligngpt"] = "AlignGPTModel"

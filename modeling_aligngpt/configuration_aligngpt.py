@@ -1,6 +1,11 @@
+# Copyright 2026 the aligngpt authors. Licensed under the Apache License, Version 2.0; see LICENSE or
+# http://www.apache.org/licenses/LICENSE-2.0
 """Configuration of AlignGPT (arXiv 2405.14129): LLaVA's plus the alignment fields. Copied to the Hub with a model."""
 
 import math
+import os
+from importlib.metadata import PackageNotFoundError, files
+from pathlib import Path
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict, validated_field
@@ -128,6 +133,20 @@ class AlignGPTConfig(LlavaConfig):
         if tower_size is None:
             tower_size = self.vision_grid_size * self.vision_config.patch_size
         return tower_size * max(self.vision_scales or [1])
+
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs):
+        """
+        As [`~transformers.PreTrainedConfig.save_pretrained`], and the code's LICENSE beside the code, unless the
+        folder has one. Saving or pushing a model does this too.
+        """
+        super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+        try:
+            texts = [file for file in files("aligngpt") or [] if file.parts[-2:] == ("licenses", "LICENSE")]
+        except PackageNotFoundError:  # loaded by its code, on a machine without the package
+            texts = []
+        path = Path(save_directory, "LICENSE")
+        if texts and texts[0].locate().is_file() and not path.exists():
+            path.write_bytes(texts[0].locate().read_bytes())
 
     def to_dict(self) -> dict[str, Any]:
         return {**super().to_dict(), "aligngpt_version": __version__, "auto_map": dict(AUTO_MAP)}

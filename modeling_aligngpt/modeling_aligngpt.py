@@ -1,3 +1,5 @@
+# Copyright 2026 the aligngpt authors. Licensed under the Apache License, Version 2.0; see LICENSE or
+# http://www.apache.org/licenses/LICENSE-2.0
 """
 AlignGPT (arXiv 2405.14129): LLaVA plus alignment embeddings and an alignment gate. Copied to the Hub with a model.
 
@@ -6,7 +8,7 @@ Shapes: B rows, L tokens, n images in the batch, T tokens per image, D hidden si
 
 import inspect
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -19,7 +21,7 @@ from transformers.conversion_mapping import (
     get_checkpoint_conversion_mapping,
     register_checkpoint_conversion_mapping,
 )
-from transformers.generation import GenerationMixin
+from transformers.generation import GenerationConfig, GenerationMixin, LogitsProcessorList
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.models.auto import AutoModel
@@ -59,6 +61,15 @@ class AlignGPTCausalLMOutputWithPast(LlavaCausalLMOutputWithPast):
     """LLaVA's outputs, and `alignment_weights` (B, N-1) as in [`AlignGPTModelOutputWithPast`]."""
 
     alignment_weights: torch.Tensor | None = None
+
+
+class MergedInputs(NamedTuple):
+    """What the language model is given, and what it was made of."""
+
+    inputs_embeds: torch.Tensor  # (B, L, D), images and alignment vectors in place
+    image_tokens: torch.Tensor | None  # (n * T, D)
+    alignment_vectors: torch.Tensor | None  # (B, D)
+    alignment_weights: torch.Tensor  # (B, N-1), of the local embeddings
 
 
 class AlignmentEmbeddings(nn.Embedding):
@@ -166,6 +177,46 @@ class AlignGPTPreTrainedModel(LlavaPreTrainedModel):
         if isinstance(module, AlignmentEmbeddings):
             init.xavier_uniform_(module.weight)
 
+    def get_alignment_weights(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        vision_feature_layer: int | list[int] | None = None,
+        vision_feature_select_strategy: str | None = None,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        alignment_levels: torch.LongTensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        alignment_vectors: torch.Tensor | None = None,
+        **kwargs,
+    ) -> torch.Tensor:
+        """
+        `alignment_weights` (B, N-1) as `forward` gives them, without running the language model; for a batch as the
+        processor or a collator returns it: `model.get_alignment_weights(**processor(...))`. Arguments and errors are
+        those of `forward`; what only the language model and the loss read has no effect.
+
+        Raises:
+            TypeError: if there is an argument that nothing in `forward` reads.
+        """
+        known = {"labels", "shift_labels", "return_dict", *TransformersKwargs.__annotations__}
+        for reader in (self, self.base_model.language_model):
+            known.update(inspect.signature(type(reader).forward).parameters)
+        if unknown := sorted(kwargs.keys() - known):
+            raise TypeError(f"get_alignment_weights got arguments that nothing in forward reads: {unknown}.")
+        return self.base_model._merge_modalities(
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            attention_mask=attention_mask,
+            inputs_embeds=inputs_embeds,
+            vision_feature_layer=vision_feature_layer,
+            vision_feature_select_strategy=vision_feature_select_strategy,
+            mm_encoder_outputs=mm_encoder_outputs,
+            alignment_levels=alignment_levels,
+            token_type_ids=token_type_ids,
+            alignment_vectors=alignment_vectors,
+        ).alignment_weights
+
 
 class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
     """
@@ -194,9 +245,11 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
     ) -> tuple | BaseModelOutputWithPooling:
         """
         As [`~transformers.LlavaModel.get_image_features`], at every scale of `config.vision_scales`; `pooler_output`
-        has the projected tokens (T, D) of each image, the rest is the tower's at the first scale. The strategy
-        `"default"` drops all that precedes the patches: a class token, registers.
+        has the projected tokens (T, D) of each image (none for pixels of no image), the rest is the tower's at the
+        first scale. The strategy `"default"` drops all that precedes the patches: a class token, registers.
         """
+        if pixel_values.numel() == 0:
+            return BaseModelOutputWithPooling(pooler_output=[])
         layers = [vision_feature_layer] if isinstance(vision_feature_layer, int) else vision_feature_layer
         all_outputs, features = [], []
         for scale in self.config.vision_scales or [1]:
@@ -253,7 +306,9 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
         return (inputs_embeds == self._embed_token(token_id, inputs_embeds.device)).all(-1)
 
     def _embed_token(self, token_id: int, device: torch.device) -> torch.Tensor:
-        return self.get_input_embeddings()(torch.full((), token_id, dtype=torch.long, device=device))
+        # By the module, for which ZeRO-3 gathers the table; as a row of one token, for hooks on it (NEFTune's) expect
+        # (B, L, D)
+        return self.get_input_embeddings()(torch.full((1, 1), token_id, dtype=torch.long, device=device))[0, 0]
 
     def get_alignment_text_mask(
         self,
@@ -386,12 +441,8 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
         alignment_vectors: torch.Tensor | None = None,
         needs_image: bool = False,
         **vision_kwargs,
-    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.Tensor]:
-        """
-        Embeddings with images and alignment vectors in place (B, L, D), image tokens (n * T, D), the vectors (B, D)
-        and the weights of the local embeddings (B, N-1). Arguments as in `forward`; with `needs_image` a batch without
-        images runs all that one with images does.
-        """
+    ) -> MergedInputs:
+        """Arguments as in `forward`; with `needs_image` a batch without images runs all that one with images does."""
         if (input_ids is None) ^ (inputs_embeds is not None):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
         token_embeds = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
@@ -402,6 +453,10 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
             if image_outputs is not None:
                 raise ValueError("You cannot specify both pixel_values and mm_encoder_outputs at the same time")
             image_outputs = self.get_image_features(pixel_values=pixel_values, return_dict=True, **vision_kwargs)
+        if image_outputs is not None and len(image_outputs.pooler_output) == 0:
+            # GRPO gives rows of text the pixels of no image: it cuts the batch's by row
+            self.get_placeholder_mask(input_ids, token_embeds, token_embeds[:0])  # an error if images are missing
+            image_outputs = None
         is_blank = image_outputs is None and needs_image
         if is_blank:
             image_outputs = self._encode_blank_image(token_embeds, **vision_kwargs)
@@ -424,7 +479,7 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
             align_mask = align_mask & (align_mask.cumsum(-1) == 1)  # a generated one is a token like any other
             alignment_vectors = alignment_vectors.to(merged_embeds.device, merged_embeds.dtype)
             merged_embeds = torch.where(align_mask.unsqueeze(-1), alignment_vectors.unsqueeze(1), merged_embeds)
-        return merged_embeds, None if is_blank else image_tokens, alignment_vectors, weights
+        return MergedInputs(merged_embeds, None if is_blank else image_tokens, alignment_vectors, weights)
 
     def _split_images(
         self, image_tokens: torch.Tensor, images: list[torch.Tensor] | torch.Tensor, placeholder_mask: torch.BoolTensor
@@ -451,14 +506,6 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
         )
         return image_tokens.unflatten(0, (-1, length))
 
-    def get_alignment_weights(self, **inputs) -> torch.Tensor:
-        """
-        `alignment_weights` (B, N-1) of a batch as the processor or a collator returns it, without running the language
-        model. Inputs and errors are those of `forward`; what only the language model reads is left aside.
-        """
-        names = inspect.signature(self._merge_modalities).parameters
-        return self._merge_modalities(**{name: value for name, value in inputs.items() if name in names})[3]
-
     def _encode_blank_image(self, inputs_embeds: torch.Tensor, **vision_kwargs) -> BaseModelOutputWithPooling:
         """
         An image for a batch that has none, and no place for one. Processes that share a model have to run the same
@@ -468,6 +515,24 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
         size = self.config.image_size
         blank_image = inputs_embeds.new_zeros(1, getattr(self.config.vision_config, "num_channels", 3), size, size)
         return self.get_image_features(pixel_values=blank_image, return_dict=True, **vision_kwargs)
+
+    def _note_images(self, has_image: torch.BoolTensor, cache: Cache | None, may_begin: bool) -> torch.BoolTensor:
+        """Rows (B,) of which the cache holds, or will hold, an image; `has_image` (B,) says which get one now."""
+        if cache is None:
+            return has_image
+        noted = getattr(cache, "rows_with_image", None)
+        noted = torch.zeros_like(has_image) if noted is None else noted.to(has_image.device)
+        if len(noted) != len(has_image):  # the caller has repeated the cache's rows, or taken some
+            noted = noted.all().expand_as(has_image)
+        is_empty = torch.as_tensor(cache.get_seq_length() == 0, device=has_image.device)
+        noted = noted & ~is_empty  # a cache that was reset may still have an older note
+        if not may_begin:
+            torch_compilable_check(
+                (is_empty | noted | ~has_image).all(),
+                "An image comes to a cache that began without one. The slot of its alignment vector is right after "
+                "BOS, and all that is cached would change with it: pass the whole chat anew, without past_key_values.",
+            )
+        return noted | has_image
 
     @can_return_tuple
     def forward(
@@ -499,13 +564,17 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
             alignment_vectors (`torch.Tensor` of shape `(B, D)`, *optional*):
                 What to put at `<align>`, instead of a level's vector or the gate's. `generate` computes them once, on
                 the prompt, so that generated tokens cannot change them, with or without a cache.
+            past_key_values (`Cache`, *optional*):
+                A row's alignment vector is made in the pass that fills its slot, and stays in the cache: later turns
+                go on with it, also those with another image, and are what the whole chat gives with that vector.
 
         Raises:
-            ValueError: if image tokens and features do not match, or levels are out of range or of the wrong number.
+            ValueError: if image tokens and features do not match, levels are out of range or of the wrong number, or
+                an image comes to a cache that began without one, and so has no slot for the vector.
         """
         has_company = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         is_continued = past_key_values is not None and past_key_values.get_seq_length() > 0
-        merged_embeds, image_tokens, _, alignment_weights = self._merge_modalities(
+        merged = self._merge_modalities(
             needs_image=(self.training or has_company) and not is_continued,
             input_ids=input_ids,
             pixel_values=pixel_values,
@@ -518,20 +587,27 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
             vision_feature_layer=vision_feature_layer,
             vision_feature_select_strategy=vision_feature_select_strategy,
         )
+        rows_with_image = None
+        if merged.image_tokens is not None:
+            has_image = self._get_token_mask(self.config.image_token_id, input_ids, inputs_embeds).any(-1)
+            # With vectors given it is one prompt, passed chunk by chunk
+            rows_with_image = self._note_images(has_image, past_key_values, may_begin=alignment_vectors is not None)
         outputs = self.language_model(
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
-            inputs_embeds=merged_embeds,
+            inputs_embeds=merged.inputs_embeds,
             **kwargs,
         )
+        if rows_with_image is not None and outputs.past_key_values is not None:
+            outputs.past_key_values.rows_with_image = rows_with_image
         return AlignGPTModelOutputWithPast(
             last_hidden_state=outputs.last_hidden_state,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
-            image_hidden_states=image_tokens,
-            alignment_weights=alignment_weights,
+            image_hidden_states=merged.image_tokens,
+            alignment_weights=merged.alignment_weights,
         )
 
 
@@ -563,10 +639,6 @@ class AlignGPTForConditionalGeneration(AlignGPTPreTrainedModel, LlavaForConditio
         # does not find (huggingface/transformers#43701): the run would go on from the weights it once started from
         self.register_load_state_dict_pre_hook(_rename_stored_weights)
         self.post_init()
-
-    def get_alignment_weights(self, **inputs) -> torch.Tensor:
-        """See [`AlignGPTModel.get_alignment_weights`]: `model.get_alignment_weights(**processor(...))`, (B, N-1)."""
-        return self.model.get_alignment_weights(**inputs)
 
     @can_return_tuple
     def forward(
@@ -625,6 +697,36 @@ class AlignGPTForConditionalGeneration(AlignGPTPreTrainedModel, LlavaForConditio
             alignment_weights=outputs.alignment_weights,
         )
 
+    def get_suppressed_tokens(self) -> list[int]:
+        """
+        Ids that `generate` never gives: `<image>`, `<align>`, and the rows of padding that composing adds behind all
+        tokens, up to a multiple of 64. What the tokenizer uses of these rows a model cannot ask, but it shows: they
+        begin as copies of one row, and training moves them together as long as none is a target. One that differs has
+        become a token. Where the head is not at hand (adapted, sharded, offloaded), the placeholders alone: padding
+        begins as the mean of all rows, whose logit, the mean of all logits, is never the largest.
+        """
+        token_ids = [self.config.image_token_id, self.config.align_token_id]
+        weight = self.lm_head.weight
+        if (
+            type(self.lm_head) is nn.Linear
+            and type(weight) is nn.Parameter
+            and weight.ndim == 2
+            and not weight.is_meta
+        ):
+            first = max(*token_ids, len(weight) - 64) + 1
+            rows = weight[first:].detach().float()
+            # Up to the rounding of training in half precision
+            is_copy = (rows - rows[-1:]).norm(dim=-1) <= 0.01 * rows[-1:].norm(dim=-1)
+            if is_copy.sum() > 1:
+                token_ids += (first + is_copy.nonzero().flatten()).tolist()
+        return sorted(token_ids)
+
+    def _get_logits_processor(self, generation_config: GenerationConfig, *args, **kwargs) -> LogitsProcessorList:
+        # Not stored: a list from the time of composing would keep tokens that are added later from being generated
+        suppressed = {*(generation_config.suppress_tokens or []), *self.get_suppressed_tokens()}
+        generation_config.suppress_tokens = sorted(suppressed)
+        return super()._get_logits_processor(generation_config, *args, **kwargs)
+
     def _expand_inputs_for_generation(
         self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids=None, **model_kwargs
     ) -> tuple[torch.LongTensor, dict[str, Any]]:
@@ -633,14 +735,15 @@ class AlignGPTForConditionalGeneration(AlignGPTPreTrainedModel, LlavaForConditio
         cache = model_kwargs.get("past_key_values")
         if cache is not None and cache.get_seq_length() > 0:
             # A later turn: the vector of the chat is in the cache, and its slot not among the new tokens
-            vector = self.model._embed_token(self.config.align_token_id, input_ids.device)
-            model_kwargs["alignment_vectors"] = vector.expand(len(input_ids), -1)
+            model_kwargs.pop("alignment_vectors", None)
         elif model_kwargs.get("alignment_vectors") is None:
+            if cache is not None:
+                cache.rows_with_image = None  # it may have been used before, and reset
             names = ("attention_mask", "inputs_embeds", "mm_encoder_outputs", "alignment_levels", "token_type_ids")
             inputs = {name: model_kwargs.get(name) for name in names}
             if inputs["inputs_embeds"] is None:
                 inputs["input_ids"] = input_ids
-            model_kwargs["alignment_vectors"] = self.model._merge_modalities(**inputs)[2]
+            model_kwargs["alignment_vectors"] = self.model._merge_modalities(**inputs).alignment_vectors
         for name in ("alignment_levels", "token_type_ids"):
             model_kwargs.pop(name, None)
         return super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **model_kwargs)

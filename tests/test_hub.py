@@ -1,6 +1,8 @@
 """Saved repositories: with the package and without it, from a folder and from a Hub, through the real client."""
 
 import json
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
 
 import numpy
 import pytest
@@ -8,6 +10,8 @@ import torch
 
 from .hub_server import LoopbackHub
 
+
+ROOT = Path(__file__).parent.parent
 
 # What a stranger runs. The first line of each makes sure that the package is, or is not, there
 WITH_PACKAGE = "import aligngpt\n"
@@ -85,6 +89,24 @@ class TestFolder:
         for name in config["auto_map"].values():
             assert (checkpoint / f"{name.split('.')[0]}.py").is_file()
 
+    def test_the_code_brings_its_licence(self, checkpoint):
+        assert (checkpoint / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
+        for name in ("configuration_aligngpt.py", "modeling_aligngpt.py"):
+            assert "Apache License, Version 2.0" in (checkpoint / name).read_text().splitlines()[0]
+
+    def test_a_model_is_saved_without_a_licence_where_the_package_is_not_installed(self, model, tmp_path, monkeypatch):
+        def files(name):
+            raise PackageNotFoundError(name)
+
+        monkeypatch.setattr("aligngpt.configuration_aligngpt.files", files)
+        model.save_pretrained(tmp_path)
+        assert (tmp_path / "model.safetensors").is_file() and not (tmp_path / "LICENSE").exists()
+
+    def test_a_licence_that_is_there_stays(self, model, tmp_path):
+        (tmp_path / "LICENSE").write_text("Llama 2 Community License")
+        model.save_pretrained(tmp_path)
+        assert (tmp_path / "LICENSE").read_text() == "Llama 2 Community License"
+
     def test_it_loads_with_the_package_by_the_auto_classes(self, checkpoint, expected, run_python, tmp_path):
         run_python(WITH_PACKAGE + LOAD.format(source=str(checkpoint), options={}), tmp_path)
         modules = check_outputs(tmp_path, expected)["modules"]
@@ -155,6 +177,7 @@ class TestHub:
     ):
         run_python(PUSH.format(checkpoint=str(checkpoint), repo=REPO), tmp_path, environment(hub, "write", tmp_path))
         assert hub.repos[REPO].private
+        assert hub.files(REPO)["LICENSE"] == (ROOT / "LICENSE").read_bytes()
         revision = hub.repos[REPO].branches["main"]
         # With the package, at a revision, with a read token
         code = WITH_PACKAGE + LOAD.format(source=REPO, options={"revision": revision})

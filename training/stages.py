@@ -120,12 +120,16 @@ def get_lora_config(
     model: AlignGPTForConditionalGeneration, model_args: ModelConfig, *extra: str
 ) -> LoraConfig | None:
     """
-    LoRA for stage 2, or None without `use_peft`: on the linear layers of the language model's blocks; the other
+    LoRA for stage 2, or None without `use_peft` (with it, a `name_or_path` of the model that is a folder becomes an
+    absolute path): on the linear layers of the language model's blocks; the other
     modules that stage 2 trains (and `extra` ones) are trained whole and saved with the adapter. The head stays frozen.
     `lora_target_modules` names other leaves of the language model, e.g. `q_proj v_proj`.
     """
     if not model_args.use_peft:
         return None
+    if os.path.isdir(model.name_or_path):
+        # peft stores it as the adapter's base, which has to be found from any working directory
+        model.name_or_path = os.path.abspath(model.name_or_path)
     blocks = model.model.language_model.layers
     leaves = model_args.lora_target_modules
     leaves = [leaves] if isinstance(leaves, str) else leaves  # TRL makes a string of a list of one

@@ -134,7 +134,7 @@ def assemble(
         )
 
     model.generation_config = language_model.generation_config
-    settle_generation(model, tokenizer, expected.shape[-1], chat_template)
+    settle_generation(model, tokenizer, chat_template)
     return model, make_processor(config, tokenizer, tower_processor, chat_template)
 
 
@@ -145,10 +145,16 @@ def _choose_select_strategy(tower: PreTrainedModel) -> str:
 
 
 def add_token_rows(model: AlignGPTForConditionalGeneration, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Rows of the embeddings for the tokenizer's new tokens, up to a multiple of 64; no row is taken away."""
-    weight = model.get_input_embeddings().weight
+    """
+    Rows of the embeddings for the tokenizer's new tokens, up to a multiple of 64; no row is taken away. Those of
+    padding are copies of one row, by which [`~AlignGPTForConditionalGeneration.get_suppressed_tokens`] knows them.
+    """
+    old_size = len(model.get_input_embeddings().weight)
     with quiet():  # new rows are drawn around the mean of the old ones, so that placeholders differ
-        model.resize_token_embeddings(max(len(tokenizer), len(weight)), pad_to_multiple_of=64)
+        model.resize_token_embeddings(max(len(tokenizer), old_size), pad_to_multiple_of=64)
+    for table in (model.get_input_embeddings(), model.get_output_embeddings()):
+        padding = table.weight.data[max(len(tokenizer), old_size) :]
+        padding.copy_(padding[-1:].clone().expand_as(padding))
     weight = model.get_input_embeddings().weight.data
     image, align = tokenizer.image_token_id, tokenizer.align_token_id
     if torch.equal(weight[image], weight[align]):
@@ -159,16 +165,12 @@ def add_token_rows(model: AlignGPTForConditionalGeneration, tokenizer: PreTraine
 def settle_generation(
     model: AlignGPTForConditionalGeneration,
     tokenizer: PreTrainedTokenizerBase,
-    old_size: int,
     chat_template: str,
 ) -> None:
     """
-    Sees to it that answers end where the chat template says that they end, and hold neither placeholders nor rows of
-    padding, which were added to `old_size` rows; and that the settings can be saved.
+    Sees to it that answers end where the chat template says that they end, and that the settings can be saved.
     """
     config = model.generation_config
-    padding = range(max(old_size, len(tokenizer)), len(model.get_input_embeddings().weight))
-    config.suppress_tokens = sorted({tokenizer.image_token_id, tokenizer.align_token_id, *padding})
     config.pad_token_id = tokenizer.pad_token_id
     eos = config.eos_token_id
     eos = [tokenizer.eos_token_id] if eos is None else [eos] if isinstance(eos, int) else eos

@@ -237,10 +237,9 @@ def _convert_llava(path: str) -> Conversion:
     new = sorted(info["missing_keys"])
     if wrong := [name for name in new if not name.startswith(NEW_MODULES)] + sorted(info["unexpected_keys"]):
         raise ValueError(f"{path} has missing or unexpected weights: {wrong[:5]}")
-    old_size = len(model.get_input_embeddings().weight)
     add_token_rows(model, tokenizer)
     chat_template = choose_chat_template(tokenizer)
-    settle_generation(model, tokenizer, old_size, chat_template)
+    settle_generation(model, tokenizer, chat_template)
     processor = make_processor(model.config, tokenizer, load_tower_processor(path), chat_template)
     used = [name for name, _ in model.named_parameters() if not name.startswith(NEW_MODULES)]
     return Conversion(model, processor, used, new=new)

@@ -7,11 +7,12 @@ Writes an AlignGPT as a stock LLaVA, for servers that know only that:
 The alignment vector becomes one for all images, in the embedding row of `<align>`: the global embedding plus the mean
 of the local ones (the mode `average`), or plus their mix by the gate's mean weights over the calibration records. What
 is lost is the gate: it no longer looks at image and question. The exported chat template writes `<align>` after BOS
-where a chat has an image; a prompt written by hand has to.
+where a chat has an image, be it a part of a message or an `<image>` in its text; a prompt written by hand has to.
 """
 
 import logging
 from collections.abc import Iterable
+from copy import deepcopy
 from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any
@@ -40,8 +41,12 @@ logger = logging.getLogger(__name__)
 BOS = "{{- bos_token -}}"
 WRITE_ALIGN = """{%- set found = namespace(image=false) -%}
 {%- for message in messages -%}
-    {%- if message.content is not string -%}
-        {%- for part in message.content if part.type == "image" -%}{%- set found.image = true -%}{%- endfor -%}
+    {%- if message.content is string -%}
+        {%- if "<image>" in message.content -%}{%- set found.image = true -%}{%- endif -%}
+    {%- else -%}
+        {%- for part in message.content if part.type == "image" or "<image>" in (part.text or "") -%}
+            {%- set found.image = true -%}
+        {%- endfor -%}
     {%- endif -%}
 {%- endfor -%}
 {%- if found.image -%}{{- "<align>" -}}{%- endif -%}
@@ -93,7 +98,9 @@ def export_llava(
     llava.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
     if processor.add_align_token:
         llava.get_input_embeddings().weight[model.config.align_token_id] = vector
-    llava.generation_config, llava.config.dtype = model.generation_config, model.dtype
+    llava.generation_config, llava.config.dtype = deepcopy(model.generation_config), model.dtype
+    suppressed = {*(llava.generation_config.suppress_tokens or []), *model.get_suppressed_tokens()}
+    llava.generation_config.suppress_tokens = sorted(suppressed)  # which AlignGPT computes, and LLaVA does not
     try:
         logits = llava(**{name: probe[name] for name in ("input_ids", "attention_mask", "pixel_values")}).logits
         same = torch.allclose(logits.float(), expected.float(), rtol=1e-3, atol=1e-3)
@@ -111,13 +118,13 @@ def export_llava(
         vision_feature_select_strategy=processor.vision_feature_select_strategy,
         num_additional_image_tokens=processor.num_additional_image_tokens,
         image_token=processor.image_token,
-        chat_template=_write_align(template, processor.align_token) if processor.add_align_token else template,
+        chat_template=_write_align(template, processor) if processor.add_align_token else template,
     )
     return llava, stock
 
 
-def _write_align(template: str, align_token: str) -> str:
-    write = WRITE_ALIGN.replace("<align>", align_token)
+def _write_align(template: str, processor: AlignGPTProcessor) -> str:
+    write = WRITE_ALIGN.replace("<align>", processor.align_token).replace("<image>", processor.image_token)
     return template.replace(BOS, BOS + write, 1) if BOS in template else write + template
 
 

@@ -1,7 +1,11 @@
 """Generation: the gate reads the prompt once, whatever the cache and the search."""
 
+import copy
+from contextlib import nullcontext
+
 import pytest
 import torch
+from transformers import DynamicCache, StaticCache
 
 
 @pytest.fixture
@@ -32,7 +36,7 @@ def greedy_without_generate(model, inputs, num_tokens):
                 position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
                 token_type_ids=types,
             ).logits[:, -1]
-        logits[:, model.generation_config.suppress_tokens] = -torch.inf
+        logits[:, model.config.image_token_id :] = -torch.inf  # and `<align>` and padding, which come after it
         ids = torch.cat([ids, logits.argmax(-1, keepdim=True)], dim=1)
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
         types = torch.cat([types, types.new_zeros(len(types), 1)], dim=1)
@@ -81,8 +85,6 @@ def test_a_given_vector_takes_the_place_of_a_level(model, inputs):
 
 
 def test_a_second_turn_goes_on_from_the_cache_of_the_first(model, processor, make_image):
-    from transformers import DynamicCache
-
     first = processor(images=make_image(0), text="USER: <image>\nWhat is this? ASSISTANT:", return_tensors="pt")
     options = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
     cache = DynamicCache(config=model.config.get_text_config())
@@ -93,6 +95,101 @@ def test_a_second_turn_goes_on_from_the_cache_of_the_first(model, processor, mak
     whole = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": types.long()}
     expected = model.generate(**whole, pixel_values=first["pixel_values"], **options)
     assert model.generate(**whole, past_key_values=cache, **options).tolist() == expected.tolist()
+
+
+@pytest.fixture
+def turns(processor, make_image):
+    """A function that gives the inputs of a chat's first turn, and the ids and pixels that a later one adds."""
+
+    def make(first_has_image: bool):
+        first = "USER: <image>\nWhat is this? ASSISTANT:" if first_has_image else "USER: Is the sky blue? ASSISTANT:"
+        inputs = processor(images=make_image(0) if first_has_image else None, text=first, return_tensors="pt")
+        second = "</s>USER: <image>\nAnd this? ASSISTANT:"
+        more = processor(images=make_image(1), text=second, add_special_tokens=False, return_tensors="pt")
+        return inputs, more["input_ids"][more["input_ids"] != processor.align_token_id][None], more["pixel_values"]
+
+    return make
+
+
+KINDS_OF_CACHE = [DynamicCache, lambda config: StaticCache(config, max_cache_len=128)]
+
+
+@pytest.mark.parametrize("make_cache", KINDS_OF_CACHE, ids=["dynamic", "static"])
+@pytest.mark.parametrize("passes", ["the whole chat", "the new ids"])
+def test_an_image_that_comes_to_a_cache_of_text_is_refused(model, processor, make_image, turns, make_cache, passes):
+    first, more, pixels = turns(first_has_image=False)
+    cache = make_cache(config=model.config.get_text_config())
+    options = {"max_new_tokens": 4, "do_sample": False, "past_key_values": cache, "disable_compile": True}
+    answer = model.generate(**first, **options)
+    if passes == "the whole chat":  # with a slot in it, of which the cache knows nothing
+        text = processor.decode(answer[0], skip_special_tokens=True) + "</s>USER: <image>\nAnd this? ASSISTANT:"
+        second = processor(images=make_image(1), text=text, return_tensors="pt")
+    else:
+        mask = torch.ones(1, answer.shape[1] + more.shape[1], dtype=torch.long)
+        second = {"input_ids": more, "attention_mask": mask, "pixel_values": pixels}
+    with pytest.raises(ValueError, match="began without one.*pass the whole chat anew, without past_key_values"):
+        model.generate(**second, **options)
+
+
+def test_an_image_that_comes_to_a_cache_of_text_is_refused_in_a_single_pass(model, turns):
+    first, more, pixels = turns(first_has_image=False)
+    cache = model(**first, use_cache=True).past_key_values
+    with pytest.raises(ValueError, match="began without one"):
+        model(input_ids=more, pixel_values=pixels, past_key_values=cache)
+
+
+def test_a_row_of_text_in_the_cache_gets_no_image_while_its_neighbour_may(model, processor, make_image):
+    batch = processor(
+        images=[[make_image(0)], []], text=["USER: <image> ASSISTANT:", "Blue?"], padding=True, return_tensors="pt"
+    )
+    more = torch.full((2, 16), 5)
+    for row, refused in ((0, False), (1, True)):
+        cache = model(**batch, use_cache=True).past_key_values
+        ids = more.clone()
+        ids[row] = model.config.image_token_id
+        with pytest.raises(ValueError, match="began without one") if refused else nullcontext():
+            model(input_ids=ids, pixel_values=batch["pixel_values"], past_key_values=cache)
+
+
+def test_a_static_cache_that_was_reset_begins_anew(model, turns):
+    cache = StaticCache(config=model.config.get_text_config(), max_cache_len=128)
+    options = {"max_new_tokens": 2, "do_sample": False, "past_key_values": cache, "disable_compile": True}
+    first, more, pixels = turns(first_has_image=True)
+    expected = model.generate(**first, **options)
+    cache.reset()
+    assert torch.equal(model.generate(**first, **options), expected)
+    cache.reset()
+    answer = model.generate(**turns(first_has_image=False)[0], **options)
+    mask = torch.ones(1, answer.shape[1] + more.shape[1], dtype=torch.long)
+    with pytest.raises(ValueError, match="began without one"):
+        model.generate(input_ids=more, attention_mask=mask, pixel_values=pixels, **options)
+
+
+def test_another_image_in_a_cached_chat_is_seen_with_the_first_turn_s_vector(model, turns):
+    options = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
+    options |= {"return_dict_in_generate": True, "output_logits": True}
+    first, more, pixels = turns(first_has_image=True)
+    with torch.no_grad():
+        weights = model(**first).alignment_weights[0]
+    table = model.model.alignment_embeddings.weight.detach()
+    vector = table[-1] + weights @ table[:-1]
+    answer = model.generate(**first, **options)
+    ids = torch.cat([answer.sequences, more], dim=1)
+    whole = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    both = torch.cat([first["pixel_values"], pixels])
+    expected = model.generate(**whole, pixel_values=both, alignment_vectors=vector[None], **options)
+    cached = model.generate(**whole, pixel_values=pixels, past_key_values=answer.past_key_values, **options)
+    assert cached.sequences.tolist() == expected.sequences.tolist()
+    for logits, expected_logits in zip(cached.logits, expected.logits, strict=True):
+        torch.testing.assert_close(logits, expected_logits, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("chunk_size", [1, 2, 7])
+def test_a_prompt_that_is_passed_in_chunks_gives_the_answers_of_one_pass(model, turns, chunk_size):
+    options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
+    first = turns(first_has_image=True)[0]
+    expected = model.generate(**first, **options)
+    assert torch.equal(model.generate(**first, prefill_chunk_size=chunk_size, **options), expected)
 
 
 def test_batched_answers_are_the_single_ones(model, processor, make_image):
@@ -130,11 +227,82 @@ def test_placeholders_are_never_generated(model, inputs):
     assert not set(answers.flatten().tolist()) & {model.config.image_token_id, model.config.align_token_id}
 
 
+def train_head(model, inputs, answer):
+    """Trains the head on an answer of these tokens; AdamW moves all of its rows."""
+    single = {name: tensor[:1] for name, tensor in inputs.items()}
+    ids = torch.cat([single.pop("input_ids"), torch.tensor([answer])], dim=1)
+    labels = ids.clone()
+    labels[:, : -len(answer)] = -100
+    single.pop("attention_mask")
+    before, optimizer = model.lm_head.weight.detach().clone(), torch.optim.AdamW(model.lm_head.parameters(), lr=0.05)
+    for _ in range(20):
+        optimizer.zero_grad()
+        model(**single, input_ids=ids, labels=labels).loss.backward()
+        optimizer.step()
+    assert not (model.lm_head.weight == before).all(-1).any()
+
+
+def test_rows_of_padding_are_never_generated(model, processor, inputs):
+    options = {"do_sample": True, "num_return_sequences": 100, "max_new_tokens": 10, "temperature": 10.0, "top_k": 0}
+    length = inputs["input_ids"].shape[1]
+    for _ in range(2):
+        answers = model.generate(**inputs, **options)[:, length:]
+        assert answers.max() < len(processor.tokenizer) < model.config.get_text_config().vocab_size
+        train_head(model, inputs, [5, 6, 7])  # moves them all, and none away from the others
+
+
+def test_the_logits_of_padding_are_never_the_largest(model, processor, inputs):
+    with torch.no_grad():
+        logits = model(**inputs).logits
+    padding = logits[..., len(processor.tokenizer) :]
+    assert padding.shape[-1] == 26 and (padding < logits.amax(-1, keepdim=True)).all()
+    torch.testing.assert_close(padding[..., 0], logits[..., :420].mean(-1), atol=1e-2, rtol=1e-2)
+
+
+def test_a_token_that_is_added_after_composing_can_be_trained_and_generated(model, processor, inputs, tmp_path):
+    processor.tokenizer.add_tokens(["<x>", "<y>"])
+    added, unused = processor.tokenizer.convert_tokens_to_ids(["<x>", "<y>"])
+    assert added < model.config.get_text_config().vocab_size, "a row of padding"
+    prompt = {name: tensor[:1] for name, tensor in inputs.items()}
+    options = {"max_new_tokens": 2, "do_sample": False}
+    assert added not in model.generate(**prompt, **options)
+    train_head(model, inputs, [added, 7])
+    assert model.generate(**prompt, **options)[0, -2:].tolist() == [added, 7]
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path)
+    assert loaded.generate(**prompt, **options)[0, -2:].tolist() == [added, 7]
+    placeholders = {model.config.image_token_id, model.config.align_token_id}
+    assert {unused, *placeholders} <= set(loaded.get_suppressed_tokens())
+
+
+def test_a_token_of_a_table_that_was_made_larger_can_be_generated(model, processor, inputs):
+    processor.tokenizer.add_tokens([f"<x{index}>" for index in range(30)])
+    model.resize_token_embeddings(len(processor.tokenizer))
+    train_head(model, inputs, [len(processor.tokenizer) - 1, 7])
+    prompt = {name: tensor[:1] for name, tensor in inputs.items()}
+    answer = model.generate(**prompt, max_new_tokens=2, do_sample=False)
+    assert answer[0, -2:].tolist() == [len(processor.tokenizer) - 1, 7]
+
+
+def test_own_suppressed_tokens_come_on_top(model, inputs):
+    usual = model.generate(**inputs, max_new_tokens=1, do_sample=False)[:, -1].tolist()
+    with torch.no_grad():  # the likeliest tokens
+        model.lm_head.weight[model.config.align_token_id] = 100 * model.lm_head.weight[7]
+        model.lm_head.weight[model.config.image_token_id] = -100 * model.lm_head.weight[7]
+    model.generation_config.suppress_tokens = [usual[0]]
+    for options in ({}, {"suppress_tokens": usual}):
+        answers = model.generate(**inputs, max_new_tokens=4, do_sample=False, **options)
+        new = set(answers[:, inputs["input_ids"].shape[1] :].flatten().tolist())
+        assert not new & {usual[0], model.config.image_token_id, model.config.align_token_id}
+    assert model.generation_config.suppress_tokens == [usual[0]]
+
+
 def test_assisted_generation_gives_the_greedy_answers(model, inputs):
     single = {name: tensor[:1] for name, tensor in inputs.items()}
     options = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False, "eos_token_id": None}
     expected = model.generate(**single, **options)
     assert model.generate(**single, prompt_lookup_num_tokens=2, **options).tolist() == expected.tolist()
+    assert model.generate(**single, assistant_model=copy.deepcopy(model), **options).tolist() == expected.tolist()
 
 
 def test_the_forward_pass_compiles_into_one_graph(model, inputs):
@@ -142,6 +310,15 @@ def test_the_forward_pass_compiles_into_one_graph(model, inputs):
         expected = model(**inputs).logits  # eager first: transformers installs its hooks on the first call
         compiled = torch.compile(model, fullgraph=True, backend="eager")
         torch.testing.assert_close(compiled(**inputs).logits, expected)
+
+
+def test_the_first_pass_with_a_static_cache_compiles_into_one_graph(model, inputs):
+    def run(forward):
+        return forward(**inputs, past_key_values=StaticCache(model.config.get_text_config(), max_cache_len=128)).logits
+
+    with torch.no_grad():
+        expected = run(model)
+        torch.testing.assert_close(run(torch.compile(model, fullgraph=True, backend="eager")), expected)
 
 
 def test_the_forward_pass_exports(model, inputs):

@@ -59,6 +59,78 @@ def test_earlier_tower_outputs_in_place_of_pixels_give_the_same_logits(model, pr
         torch.testing.assert_close(model(mm_encoder_outputs={"image": outputs}, **inputs).logits, expected)
 
 
+@pytest.mark.parametrize("backbone", [False, True])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"vision_feature_layer": -3},
+        {"vision_feature_select_strategy": "default"},
+        {"alignment_levels": torch.tensor([2, -1, -1, -1])},
+        {"alignment_vectors": torch.ones(4, 32)},
+        {"token_type_ids": None},
+        {"attention_mask": None, "token_type_ids": None},
+        {"position_ids": torch.zeros(1, 1, dtype=torch.long), "use_cache": False, "output_attentions": True},
+    ],
+    ids=lambda changes: "+".join(changes) or "as the processor gives it",
+)
+def test_alignment_weights_alone_are_those_of_the_forward_pass(model, processor, rows, changes, backbone):
+    texts, images = zip(*rows, strict=True)
+    batch = {**processor(images=list(images), text=list(texts), padding=True, return_tensors="pt"), **changes}
+    model = model.model if backbone else model
+    with torch.no_grad():
+        expected = model(**batch).alignment_weights
+        assert torch.equal(model.get_alignment_weights(**batch), expected)
+        embeds = model.get_input_embeddings()(batch["input_ids"])
+        batch = {**batch, "input_ids": None, "inputs_embeds": embeds}
+        assert torch.equal(model.get_alignment_weights(**batch), expected)
+        names = ("pixel_values", "vision_feature_layer", "vision_feature_select_strategy")
+        outputs = model.get_image_features(**{name: batch[name] for name in names if name in batch})
+        batch.pop("pixel_values")
+        torch.testing.assert_close(
+            model.get_alignment_weights(**batch, mm_encoder_outputs={"image": outputs}), expected
+        )
+
+
+def test_another_layer_of_the_tower_gives_other_alignment_weights(model, processor, rows):
+    inputs = processor(images=rows[0][1], text=rows[0][0], return_tensors="pt")
+    usual = model.get_alignment_weights(**inputs)
+    assert (model.get_alignment_weights(**inputs, vision_feature_layer=-3) - usual).abs().max() > 1e-4
+
+
+def test_alignment_weights_of_a_batch_with_labels_are_those_without(model, processor, rows):
+    inputs = processor(images=rows[0][1], text=rows[0][0], return_tensors="pt")
+    expected = model.get_alignment_weights(**inputs)
+    assert torch.equal(
+        model.get_alignment_weights(**inputs, labels=inputs["input_ids"], num_items_in_batch=3), expected
+    )
+
+
+def test_a_misspelt_argument_of_the_alignment_weights_is_refused(model, processor, rows):
+    inputs = processor(images=rows[0][1], text=rows[0][0], return_tensors="pt")
+    with pytest.raises(TypeError, match="vision_feature_layers"):
+        model.get_alignment_weights(**inputs, vision_feature_layers=-3)
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 16, 16), (0,)])
+@pytest.mark.parametrize("training", [False, True])
+def test_pixels_of_no_image_are_no_image(model, processor, rows, shape, training):
+    inputs = processor(text=rows[1][0], return_tensors="pt")
+    expected = model.train(training)(**inputs)
+    outputs = model(**inputs, pixel_values=torch.zeros(shape))
+    assert torch.equal(outputs.logits, expected.logits) and outputs.image_hidden_states is None
+    options = {"max_new_tokens": 3, "num_beams": 2, "do_sample": False}
+    expected = model.eval().generate(**inputs, **options)
+    assert torch.equal(model.generate(**inputs, pixel_values=torch.zeros(shape), **options), expected)
+
+
+def test_pixels_of_no_image_with_placeholders_are_an_error(model, processor, rows):
+    inputs = processor(images=rows[0][1], text=rows[0][0], return_tensors="pt")
+    inputs["pixel_values"] = inputs["pixel_values"][:0]
+    with pytest.raises(ValueError, match="do not match"):
+        model(**inputs)
+
+
 def test_without_placeholders_the_model_is_its_language_model(model, processor, text_folder, rows):
     from transformers import AutoModelForCausalLM
 

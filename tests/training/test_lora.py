@@ -7,11 +7,14 @@ import sys
 import bitsandbytes
 import pytest
 import torch
+from peft import AutoPeftModelForCausalLM, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
+from trl import ModelConfig
 
 from aligngpt.__main__ import main
 from aligngpt.training.merge import load_adapter
+from aligngpt.training.stages import get_lora_config
 
 
 LORA = ["--use_peft", "true", "--lora_r", "4", "--lora_dropout", "0"]
@@ -91,6 +94,38 @@ def test_the_adapter_alone_reloads_to_equal_logits(adapter, inputs):
     torch.testing.assert_close(get_logits(AutoModelForImageTextToText.from_pretrained(folder), inputs), expected)
     torch.testing.assert_close(get_logits(load_adapter(str(folder))[0], inputs), expected)
     assert AutoProcessor.from_pretrained(folder).image_processor.do_pad
+
+
+def test_peft_s_auto_class_loads_base_and_adapter(adapter, inputs):
+    folder, trained = adapter
+    model = AutoPeftModelForCausalLM.from_pretrained(folder)
+    torch.testing.assert_close(get_logits(model, inputs), get_logits(trained, inputs))
+    options = {"max_new_tokens": 3, "do_sample": False}
+    assert torch.equal(model.generate(**inputs, **options), trained.generate(**inputs, **options))
+
+
+def test_an_adapter_of_a_relative_base_is_loaded_from_another_folder(
+    run_sft, stage_1, inputs, tmp_path, monkeypatch, run_python
+):
+    monkeypatch.chdir(stage_1.parent)
+    trained = run_sft(stage_1.name, tmp_path / "adapter", *LORA, "--max_steps", "1").model
+    (tmp_path / "elsewhere").mkdir()
+    torch.save(dict(inputs), tmp_path / "elsewhere" / "inputs.pt")
+    code = (
+        "import aligngpt, torch\n"
+        "from transformers import AutoModelForImageTextToText\n"
+        "model = AutoModelForImageTextToText.from_pretrained('../adapter')\n"
+        "torch.save(model(**torch.load('inputs.pt')).logits.detach(), 'logits.pt')"
+    )
+    run_python(code, tmp_path / "elsewhere")
+    logits = torch.load(tmp_path / "elsewhere" / "logits.pt")
+    torch.testing.assert_close(logits, get_logits(trained, inputs), atol=1e-4, rtol=1e-4)
+
+
+def test_a_base_on_the_hub_keeps_its_id(model):
+    model.name_or_path = "someone/aligngpt-7b-pretrain"
+    peft_model = get_peft_model(model, get_lora_config(model, ModelConfig(use_peft=True)))
+    assert peft_model.peft_config["default"].base_model_name_or_path == "someone/aligngpt-7b-pretrain"
 
 
 def test_the_merged_model_gives_the_adapter_s_logits_without_peft(adapter, inputs, tmp_path, run_python, monkeypatch):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from datasets import Dataset
 from safetensors.torch import load_file
-from transformers import AutoProcessor
+from transformers import AutoProcessor, TrainerCallback
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
 from aligngpt import AlignGPTForConditionalGeneration
@@ -178,6 +178,53 @@ def test_grpo_runs_on_prompts_with_images(trained, stage_1_processor, make_image
     input_ids, weights = seen[0]
     assert len({tuple(row) for row in input_ids.tolist()}) > 2, "the completions differ"
     assert len({tuple(row) for row in weights.mul(1e4).round().tolist()}) == 2
+
+
+def test_sft_adds_neftune_s_noise_to_the_embeddings_and_trains(trained, stage_1_processor, make_image, tmp_path):
+    model, noisy = trained[1], []
+    columns = {"images": [[make_image(0)], [], [make_image(1)], []]}
+    columns["messages"] = [user("Blue?") + assistant(answer) for answer in ("yes", "no", "cat", "mat")]
+    trainer = SFTTrainer(
+        model,
+        SFTConfig(**OPTIONS, output_dir=str(tmp_path), max_length=None, neftune_noise_alpha=5),
+        train_dataset=Dataset.from_dict(columns),
+        processing_class=stage_1_processor,
+    )
+
+    def compare(embedding, args, output):  # runs after the hook that adds the noise
+        noisy.append((output - embedding.weight[args[0]]).abs().max().item() > 0)
+
+    class KeepHooks(TrainerCallback):
+        def on_train_begin(self, args, state, control, **kwargs):
+            model.get_input_embeddings().register_forward_hook(compare)
+
+    trainer.add_callback(KeepHooks())
+    trainer.train()
+    assert trainer.state.global_step == 2 and noisy and all(noisy)
+
+
+def test_grpo_runs_on_rows_without_an_image_beside_rows_with_one(trained, stage_1_processor, make_image, tmp_path):
+    """It cuts the pixels of a batch by row: a row of text gets pixels of no image."""
+    columns = {"images": [[make_image(0)], [], [make_image(1)], []], "prompt": [user("Blue?")] * 4}
+    trainer = GRPOTrainer(
+        trained[1],
+        args=GRPOConfig(
+            **{**OPTIONS, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 4},
+            output_dir=str(tmp_path),
+            num_generations=2,
+            max_completion_length=4,
+        ),
+        reward_funcs=lambda completions, **columns: [float(len(turns[0]["content"])) for turns in completions],
+        train_dataset=Dataset.from_dict(columns),
+        processing_class=stage_1_processor,
+    )
+    shapes = set()
+    trained[1].model.register_forward_pre_hook(
+        lambda module, args, kwargs: shapes.add(tuple(getattr(kwargs.get("pixel_values"), "shape", ()))),
+        with_kwargs=True,
+    )
+    trainer.train()
+    assert trainer.state.global_step == 2 and (0, 3, 16, 16) in shapes
 
 
 def test_trl_s_own_sft_script_trains_all_of_a_checkpoint_that_brings_its_code(stage_1, make_image, tmp_path):

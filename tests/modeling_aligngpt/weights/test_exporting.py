@@ -60,6 +60,8 @@ def test_the_exported_llava_has_the_logits_of_the_mode_average(
     main([str(checkpoint), "--out", str(tmp_path / "llava")])
     model.config.alignment_mode = "average"
     outputs = compare(tmp_path, model, processor, make_image(0), run_python)
+    generation_config = json.loads((tmp_path / "llava" / "generation_config.json").read_text())
+    assert generation_config["suppress_tokens"] == list(range(420, 448)), "which LLaVA does not compute"
     assert outputs["prompts"][0].startswith("<s><align>") and "<align>" not in outputs["prompts"][1]
     adaptive = processor(
         images=make_image(0), text=outputs["prompts"][0], return_tensors="pt", add_special_tokens=False
@@ -67,6 +69,21 @@ def test_the_exported_llava_has_the_logits_of_the_mode_average(
     model.config.alignment_mode = "adaptive"
     with torch.no_grad():
         assert (model(**adaptive).logits - outputs["image"]["logits"]).abs().max() > 1e-3  # the gate is lost
+
+
+@pytest.mark.parametrize("content", ["<image>\nWhat is this?", [{"type": "text", "text": "<image>\nWhat is this?"}]])
+def test_an_image_written_into_the_text_of_a_chat_gets_the_ids_of_one_given_apart(
+    model, processor, make_image, content
+):
+    parts = [{"type": "image", "image": make_image(0)}, {"type": "text", "text": "What is this?"}]
+    _, stock = export_llava(model, processor)
+    options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    expected = processor.apply_chat_template([{"role": "user", "content": parts}], **options)["input_ids"]
+    prompt = stock.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    ids = stock(images=make_image(0), text=prompt, add_special_tokens=False, return_tensors="pt")["input_ids"]
+    assert ids.tolist() == expected.tolist()
+    text_only = stock.apply_chat_template([{"role": "user", "content": "Is it an <img>?"}])
+    assert "<align>" not in text_only
 
 
 def test_a_model_without_the_align_token_is_exported_without_it(model, processor, make_image, run_python, tmp_path):
