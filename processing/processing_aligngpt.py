@@ -253,10 +253,10 @@ class AlignGPTProcessor(LlavaProcessor):
         `sanitize_control_tokens`; there the gate reads all text of the prompt.
 
         Raises:
-            ValueError: if the text of a message contains a placeholder and `sanitize_control_tokens` is not set.
+            ValueError: if a message has a part that is neither text nor image, which templates would pass over, or
+                its text contains a placeholder and `sanitize_control_tokens` is not set.
         """
-        if not kwargs.get("sanitize_control_tokens"):
-            self._refuse_placeholders(conversation)
+        self._check_parts(conversation, refuse_placeholders=not kwargs.get("sanitize_control_tokens"))
         returns_masks = kwargs.pop("return_assistant_tokens_mask", False)
         marks_turns = (
             kwargs.get("tokenize", False)
@@ -275,18 +275,24 @@ class AlignGPTProcessor(LlavaProcessor):
             inputs.pop("assistant_masks")
         return inputs
 
-    def _refuse_placeholders(self, conversation):
+    def _check_parts(self, conversation, refuse_placeholders: bool):
         batched = bool(conversation) and isinstance(conversation[0], (list, tuple))
         for index, messages in enumerate(conversation if batched else [conversation]):
             for number, message in enumerate(getattr(messages, "messages", messages)):
+                name = f"Message {number} of conversation {index}"
                 content = message.get("content") or []
+                for part in [] if isinstance(content, str) else content:
+                    if part.get("type") not in ("text", "image", "image_url"):
+                        raise ValueError(
+                            f"{name} has a part of type {part.get('type')!r}; known are text, image and image_url."
+                        )
                 texts = [content] if isinstance(content, str) else [part.get("text") or "" for part in content]
-                for token in (self.image_token, self.align_token):
+                for token in (self.image_token, self.align_token) if refuse_placeholders else ():
                     if any(token in text for text in texts):
                         raise ValueError(
-                            f"Message {number} of conversation {index} has a literal {token} in its text, which would "
-                            'be taken for a placeholder. Give images as {"type": "image"} entries of the content; if '
-                            "the text is really about the token, take it out or pass sanitize_control_tokens=True."
+                            f"{name} has a literal {token} in its text, which would be taken for a placeholder. Give "
+                            'images as {"type": "image"} entries of the content; if the text is really about the '
+                            "token, take it out or pass sanitize_control_tokens=True."
                         )
 
     def _adjust_assistant_masks_indices(self, processed_dict, generation_indices: list[list[int]]):

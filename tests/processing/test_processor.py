@@ -206,3 +206,10 @@ def test_text_and_images_as_other_trainers_pass_them_see_the_prompts_alignment_v
     torch.testing.assert_close(outputs.logits[:, :length], generated.logits, atol=1e-4, rtol=1e-4)
     wrong = {**whole, "token_type_ids": None}
     assert (model.get_alignment_weights(**wrong, pixel_values=prompt["pixel_values"]) - expected).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("kind", ["video", "input_text", "tool_use", None])
+def test_a_part_that_a_template_would_pass_over_is_refused_by_its_type(kind, processor):
+    chat = [{"role": "user", "content": [{"type": "text", "text": "Hi"}, {"type": kind, "text": "there"}]}]
+    with pytest.raises(ValueError, match=f"Message 0 of conversation 0 has a part of type {kind!r}"):
+        processor.apply_chat_template(chat)
