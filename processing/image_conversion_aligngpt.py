@@ -7,6 +7,7 @@ and inference. Copied to the Hub beside the processor: imports only Pillow and n
 
 import io
 import math
+import sys
 import warnings
 from typing import Any
 
@@ -28,6 +29,9 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# Orders of the two bytes of a colour, as Pillow names them
+OTHER_ORDERS = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
+SWAPPED = {f"{mode};16{name}": f"{mode};16{OTHER_ORDERS[name]}" for mode in ("RGB", "RGBA") for name in OTHER_ORDERS}
 MAX_ASPECT_RATIO = 100  # with a short side of 336 that makes 34 MB; 1 x 3000 makes 1 GB, in several copies
 MAX_SIDE = 8192  # padded to a square that makes 200 MB, a JPEG's longest side 13 GB
 
@@ -55,7 +59,7 @@ def load_rgb_image(image: Any, channels_first: bool | None = None) -> tuple[Imag
     - `16-bit`, `float`: the values are scaled by the smallest range that holds them all: 0..255, 0..4095 (12 bits in
       16) or 0..65535, of floats also 0..1. It is told by the values alone, so that a file and its array are the same
       picture; the price is that a 16-bit picture which uses less than a sixteenth of its range, which would be all but
-      black, is shown 16 times brighter. Colours of 16 bits in a file are read by Pillow, which keeps the upper 8;
+      black, is shown 16 times brighter. (Of 16-bit colours that Pillow has loaded already, it kept the upper 8);
     - `transparent`: put on white;
     - `palette`, `cmyk`, `ycbcr`, `lab`, `hsv`: another way of writing colours;
     - `reduced`: a side above `MAX_SIDE` is shortened by a whole number, for padding to a square costs its square.
@@ -151,22 +155,19 @@ def _convert(given: Image.Image, converted: list[str]) -> Image.Image:
         raise ImageError("corrupt", f"Images of the format {image.format} are not opened.")
     if getattr(image, "is_animated", False) and image.format != "MPO":  # MPO: a photograph with a preview
         converted.append("animated")
-    is_turned = image.format == "TIFF" and image.getexif().get(EXIF_ORIENTATION) in TURNS  # by Pillow, as it loads
+    is_turned = image.format == "TIFF" and _get_orientation(image) in TURNS  # by Pillow, as it loads
+    low_bytes = _read_low_bytes(image)
     image.load()
-    try:
-        orientation = image.getexif().get(EXIF_ORIENTATION)
-    except Exception:  # an image with broken metadata is still an image
-        orientation = None
+    orientation = _get_orientation(image)
+    if low_bytes is not None:
+        image = _from_numbers(np.asarray(image).astype(np.uint16) << 8 | low_bytes, image, converted)
+    elif image.mode == "F" or image.mode.startswith("I"):
+        image = _from_numbers(np.asarray(image), image, converted)
     if orientation in TURNS:
         image = image.transpose(TURNS[orientation])  # ImageOps.exif_transpose writes the metadata anew, and may fail
     if orientation in TURNS or is_turned:
         converted.append("exif_rotated")
-    if image.mode == "F" or image.mode.startswith("I"):
-        values, key = np.asarray(image), image.info.get("transparency")
-        image = Image.fromarray(_scale(values, converted))
-        if isinstance(key, int) and (values == key).any():
-            image.putalpha(Image.fromarray((values != key) * np.uint8(255)))
-    elif image.mode in ("P", "PA"):
+    if image.mode in ("P", "PA"):
         converted.append("palette")
     elif image.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
         converted.append(image.mode.lower())
@@ -178,6 +179,37 @@ def _convert(given: Image.Image, converted: list[str]) -> Image.Image:
         image = image.reduce(math.ceil(max(image.size) / MAX_SIDE))
     if image is not given:  # its metadata told of another picture, and would turn this one if it is opened again
         image.info = {}
+    return image
+
+
+def _get_orientation(image: Image.Image) -> int | None:
+    try:
+        return image.getexif().get(EXIF_ORIENTATION)
+    except Exception:  # an image with broken metadata is still an image
+        return None
+
+
+def _read_low_bytes(image: Image.Image) -> np.ndarray | None:
+    """The lower 8 of the 16 bits of colours in a file. Pillow keeps the upper ones, and in the other order these."""
+    tiles = [
+        (tile, *(tile.args if isinstance(tile.args, tuple) else (tile.args,))) for tile in getattr(image, "tile", [])
+    ]
+    if not tiles or not all(isinstance(order, str) and order in SWAPPED for _, order, *_ in tiles):
+        return None
+    place = image.fp.tell()
+    image.fp.seek(0)
+    swapped = Image.open(io.BytesIO(image.fp.read()), formats=[image.format])
+    image.fp.seek(place)
+    swapped.tile = [tile._replace(args=(SWAPPED[order], *others)) for tile, order, *others in tiles]
+    return np.asarray(swapped)
+
+
+def _from_numbers(values: np.ndarray, file: Image.Image, converted: list[str]) -> Image.Image:
+    image, key = Image.fromarray(_scale(values, converted)), file.info.get("transparency")
+    if isinstance(key, int | tuple):
+        is_key = values == np.array(key)
+        is_key = is_key.all(-1) if values.ndim == 3 else is_key
+        image.putalpha(Image.fromarray(~is_key * np.uint8(255)))
     return image
 
 

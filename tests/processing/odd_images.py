@@ -15,6 +15,7 @@ GREY = _RANDOM.integers(0, 256, (HEIGHT, WIDTH), dtype=np.uint8)
 ALPHA = np.tile(np.array([0, 255, 128, 30], dtype=np.uint8), (HEIGHT, WIDTH // 4))
 WORDS = np.linspace(0, 65535, HEIGHT * WIDTH).round().astype(np.uint16).reshape(HEIGHT, WIDTH)
 TWELVE = np.linspace(0, 4095, HEIGHT * WIDTH).round().astype(np.uint16).reshape(HEIGHT, WIDTH)
+TWELVE_COLOURS = np.dstack([TWELVE, TWELVE[::-1], TWELVE[:, ::-1]])
 ORIENTATION = 0x0112
 
 
@@ -56,12 +57,12 @@ def png(values, depth, colour_type, size=None, **chunks):
     )
 
 
-def tiff(data, bits, **tags):
-    """A TIFF of one strip of grey."""
-    tags = {256: WIDTH, 257: HEIGHT, 258: bits, 259: 1, 262: 1, 273: 8, 277: 1, 278: HEIGHT, 279: len(data), **tags}
-    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(tags.items()))
-    start = 8 + len(data)
-    return struct.pack("<2sHI", b"II", 42, start) + data + struct.pack("<H", len(tags)) + entries + bytes(4)
+def tiff(data, bits, channels=1, compression=1):
+    """A TIFF of one strip of grey, or of colours."""
+    tags = {256: WIDTH, 257: HEIGHT, 258: bits, 259: compression, 262: 1 if channels == 1 else 2, 273: 8}
+    tags |= {277: channels, 278: HEIGHT, 279: len(data)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return struct.pack("<2sHI", b"II", 42, 8 + len(data)) + data + struct.pack("<H", len(tags)) + entries + bytes(4)
 
 
 def pack_12_bits(values):
@@ -138,6 +139,18 @@ def odd_images():
     files["16-bit-big-endian.tiff"] = encode(big_endian, "TIFF"), grey(WORDS / 257)
     files["16-bit-lzw.tiff"] = encode(WORDS, "TIFF", compression="tiff_lzw"), grey(WORDS / 257)
     files["16-bit-colour.png"] = png(colours, 16, 2), RGB
+    files["16-bit-colour.tiff"] = tiff(colours.astype("<u2").tobytes(), 16, 3), RGB
+    files["16-bit-rgba.png"] = png(np.dstack([colours, ALPHA.astype(">u2") * 257]), 16, 6), shown
+    deep = TWELVE_COLOURS
+    deep_shown = (deep / 4095 * 255).round().astype(np.uint8)
+    files["12-in-16-bit-colour.png"] = png(deep.astype(">u2"), 16, 2), deep_shown
+    files["12-in-16-bit-colour.tiff"] = tiff(deep.astype("<u2").tobytes(), 16, 3), deep_shown
+    compressed = tiff(zlib.compress(deep.astype("<u2").tobytes()), 16, 3, 8)
+    files["12-in-16-bit-colour-compressed.tiff"] = compressed, deep_shown
+    files["12-in-16-bit-colour-key.png"] = (
+        png(deep.astype(">u2"), 16, 2, tRNS=struct.pack(">HHH", *deep[0, 0])),
+        np.where((deep[0, 0] == deep).all(-1, keepdims=True), 255, deep_shown).astype(np.uint8),
+    )
     files["12-in-16-bit.png"] = encode(TWELVE, "PNG"), grey(TWELVE / 4095 * 255)
     files["12-in-16-bit.tiff"] = encode(TWELVE, "TIFF"), grey(TWELVE / 4095 * 255)
     files["12-bit.tiff"] = tiff(pack_12_bits(TWELVE), 12), grey(TWELVE / 4095 * 255)

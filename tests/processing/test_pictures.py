@@ -14,7 +14,7 @@ from aligngpt.processing.image_conversion_aligngpt import ImageError
 from aligngpt.processing.scoring.preparation import PairPreparer
 from aligngpt.training.collator import AlignGPTDataCollator
 
-from .odd_images import odd_images
+from .odd_images import TWELVE_COLOURS, odd_images
 
 
 IMAGES = odd_images()
@@ -170,6 +170,8 @@ def test_the_processor_sees_what_the_file_shows_when_it_is_an_array(name, folder
         # What the values do not tell: a turn, a transparent colour
         is_plain &= image.info.keys().isdisjoint({"transparency", "exif"})
         values = np.asarray(image) if is_plain else expected
+    if name.startswith("12-in-16-bit-colour"):  # of which Pillow kept the upper bytes
+        values = TWELVE_COLOURS if "key" not in name else expected
     tensor = torch.from_numpy(values.astype(values.dtype.newbyteorder("=")))
     for source in (values, values[None], tensor if tensor.ndim == 2 else tensor.permute(2, 0, 1)):
         check(name, ask(see_through_processor(bare, source)))
