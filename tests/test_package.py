@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 import zipfile
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,64 @@ def test_no_file_imports_a_folder_by_its_name():
     for path in files:
         for level, module in imported_modules(path):
             assert level or module.split(".")[0] not in FOLDERS, f"{path} imports {module}"
+
+
+# What may import what: a folder imports from itself and from those before it. The files that go to the Hub are on the
+# lowest floors, those of the images beside the corpus that opens its pictures by them
+FLOORS = (
+    ("aligngpt.processing.image_conversion_aligngpt", "aligngpt.processing.image_loading_aligngpt"),
+    ("aligngpt.processing.atomic_output", "aligngpt.processing.command_line", "aligngpt.processing.chat_templates"),
+    ("aligngpt.processing.corpus",),
+    ("aligngpt.processing.scoring",),
+    ("aligngpt.processing.levels",),
+    ("aligngpt.processing.tokenization", "aligngpt.processing.processing_aligngpt", "aligngpt.processing"),
+    ("aligngpt.configuration_aligngpt",),
+    ("aligngpt.modeling_aligngpt",),
+    ("aligngpt.auto_classes", "aligngpt"),
+    ("aligngpt.weights",),
+    ("aligngpt.training",),
+    ("aligngpt.__main__",),
+)
+
+
+def floor_of(module):
+    """The floor with the longest name that the module's begins with."""
+    names = {name: floor for floor, names in enumerate(FLOORS) for name in names}
+    return names[max((name for name in names if f"{module}.".startswith(f"{name}.")), key=len)]
+
+
+def package_imports():
+    """Module by module of the package, the modules of the package that it imports, anywhere in its code."""
+    folders = {"modeling_aligngpt": "aligngpt", "processing": "aligngpt.processing", "training": "aligngpt.training"}
+    files = {}
+    for folder, package in folders.items():
+        for path in (ROOT / folder).rglob("*.py"):
+            parts = (package, *path.relative_to(ROOT / folder).with_suffix("").parts)
+            files[".".join(part for part in parts if part != "__init__")] = path
+    graph = {}
+    for module, path in files.items():
+        package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+        imported = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                base = ".".join(package.split(".")[: len(package.split(".")) - node.level + 1]) if node.level else ""
+                base = ".".join(filter(None, (base, node.module)))
+                imported |= {
+                    f"{base}.{alias.name}" if f"{base}.{alias.name}" in files else base for alias in node.names
+                }
+            elif isinstance(node, ast.Import):
+                imported |= {alias.name for alias in node.names}
+        graph[module] = {name for name in imported if name in files} - {module}
+    return graph
+
+
+def test_imports_run_one_way_without_a_circle():
+    graph = package_imports()
+    assert len(graph) > 40
+    for module, imported in graph.items():
+        for name in imported:
+            assert floor_of(name) <= floor_of(module), f"{module} reaches up to {name}"
+    list(TopologicalSorter(graph).static_order())  # raises CycleError
 
 
 @pytest.fixture(scope="session")
