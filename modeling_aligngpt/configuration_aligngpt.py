@@ -136,8 +136,8 @@ class AlignGPTConfig(LlavaConfig):
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs):
         """
-        As [`~transformers.PreTrainedConfig.save_pretrained`], and the code's LICENSE beside the code, unless the
-        folder has one. Saving or pushing a model does this too.
+        As [`~transformers.PreTrainedConfig.save_pretrained`], with the LICENSE of the code beside it unless the folder
+        has one. Saving or pushing a model does this too.
         """
         super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
         try:

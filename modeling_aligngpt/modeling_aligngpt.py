@@ -707,12 +707,8 @@ class AlignGPTForConditionalGeneration(AlignGPTPreTrainedModel, LlavaForConditio
         """
         token_ids = [self.config.image_token_id, self.config.align_token_id]
         weight = self.lm_head.weight
-        if (
-            type(self.lm_head) is nn.Linear
-            and type(weight) is nn.Parameter
-            and weight.ndim == 2
-            and not weight.is_meta
-        ):
+        is_whole = type(weight) is nn.Parameter and weight.ndim == 2 and not weight.is_meta
+        if type(self.lm_head) is nn.Linear and is_whole:
             first = max(*token_ids, len(weight) - 64) + 1
             rows = weight[first:].detach().float()
             # Up to the rounding of training in half precision

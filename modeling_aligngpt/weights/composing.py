@@ -53,11 +53,13 @@ def compose(
         model and processor, both ready for `save_pretrained`. The new modules are drawn from torch's random state.
 
     Raises:
-        ValueError: if the chat template is unknown, a part has no weights for some of its parameters, or the language
-            model makes its logits in a way that AlignGPT's head does not.
+        ValueError: if the chat template is unknown, `text` is an AlignGPT, a part has no weights for some of its
+            parameters, or the language model makes its logits in a way that AlignGPT's head does not.
     """
     if chat_template is not None:
         load_chat_template(chat_template)  # before minutes of loading
+    if AutoConfig.from_pretrained(text).model_type == AlignGPTConfig.model_type:
+        raise ValueError(f"{text} is an AlignGPT, and no language model: name the one that it was made from.")
     loading = {"attn_implementation": attn_implementation}
     language_model = _load_part(AutoModelForCausalLM, text, dtype=dtype, **loading)
     tower = load_tower(vision, dtype=language_model.dtype, **loading)

@@ -81,6 +81,11 @@ def test_a_part_without_some_of_its_weights_is_an_error(vision_folder, text_fold
         compose(str(tmp_path), str(text_folder))
 
 
+def test_an_aligngpt_is_no_language_model(vision_folder, checkpoint):
+    with pytest.raises(ValueError, match="is an AlignGPT, and no language model"):
+        compose(str(vision_folder), str(checkpoint))
+
+
 def test_settings_of_generation_that_vicuna_has_can_be_saved(vision_folder, text_folder, tmp_path):
     shutil.copytree(text_folder, tmp_path / "text")
     settings = {"bos_token_id": 1, "eos_token_id": 2, "max_length": 4096, "temperature": 0.9, "top_p": 0.6}
