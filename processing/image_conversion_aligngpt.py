@@ -133,12 +133,12 @@ def _read_array(array: Any, channels_first: bool | None, converted: list[str]) -
 
 def _scale(values: np.ndarray, converted: list[str]) -> np.ndarray:
     """The values as 8 bits, by the range that `load_rgb_image` describes."""
-    is_float, low, high = values.dtype.kind == "f", values.min(), values.max()
     if values.dtype.kind == "b":
         return values * np.uint8(255)
+    is_float, low, high = values.dtype.kind == "f", values.min().item(), values.max().item()
     margin = 1 + 1 / 255 if is_float else 1  # resampling overshoots
     top = next((top for top in (1, 255, 4095, 65535)[not is_float :] if high <= top * margin), 0)
-    if not top or low < top * (1 - margin) or np.isnan(low):
+    if not top or low < top * (1 - margin) or math.isnan(low):
         raise ImageError("corrupt", f"Values from {low} to {high} are of no known range; 0..65535 is the largest.")
     if is_float or top > 255:
         converted.append("float" if is_float else "16-bit")

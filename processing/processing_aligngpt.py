@@ -107,7 +107,8 @@ class AlignGPTProcessor(LlavaProcessor):
                 `<image>` as images, or truncation cut placeholders off; the message names the image or the sample.
         """
         options = {**kwargs.get("images_kwargs", {}), **kwargs}
-        do_rescale = options.get("do_rescale", getattr(self.image_processor, "do_rescale", True))
+        do_rescale = options.get("do_rescale")
+        do_rescale = getattr(self.image_processor, "do_rescale", True) if do_rescale is None else do_rescale
         layout = options.get("input_data_format")
         images = open_images(images, do_rescale, None if layout is None else layout == "channels_first")
         if text is not None:

@@ -180,7 +180,7 @@ def odd_images():
     files["animated.webp"] = encode(RGB, "WEBP", lossless=True, **frames), RGB
     files["animated.png"] = encode(RGB, "PNG", **frames), RGB
     files["pages.tiff"] = encode(RGB, "TIFF", **frames), RGB
-    other = palette([0, 0, 0])[0]
+    other = by_index.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     files["animated.gif"] = encode(by_index, "GIF", save_all=True, append_images=[other], transparency=1), index_shown
     files["mpo.jpg"] = encode(flat(50, 90, 130), "MPO", **frames), flat(50, 90, 130)
     files["progressive.jpg"] = encode(flat(50, 90, 130), "JPEG", progressive=True), flat(50, 90, 130)

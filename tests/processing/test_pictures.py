@@ -218,3 +218,33 @@ def test_a_long_thin_picture_is_refused_before_it_costs_memory(checkpoint, run_p
     output = run_python(code, tmp_path)
     kind, kilobytes = output.split()
     assert kind == "extreme_shape" and int(kilobytes) < 10_000
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("opaque.png", []),
+        ("rgba.png", ["transparent"]),
+        ("palette.png", ["palette"]),
+        ("animated.gif", ["animated", "palette", "transparent"]),
+        ("mpo.jpg", []),
+        ("exif-6.jpg", ["exif_rotated"]),
+        ("exif-6.tiff", ["exif_rotated"]),
+        ("16-bit.png", ["16-bit"]),
+        ("16-bit-colour.png", ["16-bit"]),
+        ("exif-3-of-16-bits.png", ["16-bit", "exif_rotated"]),
+        ("float-0-1.tiff", ["float"]),
+        ("cmyk.jpg", ["cmyk"]),
+        ("lab.tiff", ["lab"]),
+        ("ycbcr.tiff", ["ycbcr"]),
+        ("long-side.png", ["reduced"]),
+    ],
+)
+def test_what_had_to_be_converted_is_told(name, words):
+    assert open_image(IMAGES[name][0])[1] == words
+
+
+def test_a_dark_16_bit_picture_is_brightened_only_where_12_bits_hold_it(bare):
+    for high, shown in ((4095, 255), (4096, 16), (255, 255), (65535, 255)):
+        values = np.array([[0, high]], dtype=np.uint16)
+        assert first_pixels(bare(images=values))[0, :, 0].tolist() == [0, shown]
