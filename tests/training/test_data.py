@@ -145,7 +145,7 @@ def test_streamed_rows_are_shuffled_by_the_seed_without_an_end(tmp_path):
     path = write_json(tmp_path / "data.json", [{"id": i, "image": "a.png", "caption": "cat"} for i in range(50)])
 
     def ids(seed, count):
-        data_args = DataArguments(train_file=path, streaming=True, shuffle_buffer_size=50)
+        data_args = DataArguments(data=path, streaming=True, shuffle_buffer_size=50)
         training_args = StageConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, seed=seed)
         rows = load_datasets(data_args, training_args)["train_dataset"]
         return [int(row["id"]) for row in islice(rows, count)]

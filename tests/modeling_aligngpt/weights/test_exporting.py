@@ -10,7 +10,8 @@ from transformers import PhiConfig, PhiForCausalLM, Qwen2Config, Qwen2ForCausalL
 
 from aligngpt.training.data import load_training_data
 from aligngpt.weights.composing import compose
-from aligngpt.weights.exporting import export_llava, main, mean_gate_weights
+from aligngpt.weights.export_command import main
+from aligngpt.weights.exporting import export_llava, mean_gate_weights
 
 
 STRANGER = """
