@@ -212,7 +212,7 @@ def test_the_sheet_shows_pairs_of_each_level_in_its_row(clip_scorer, cut, tmp_pa
         Image.new("RGB", (30, 30), colour).save(tmp_path / f"{index}.png")
     records = [{"image": f"{index % 4}.png", "caption": "$x_ {%", "similarity": index % 4} for index in range(12)]
     (tmp_path / "authors.json").write_text(json.dumps(records))
-    options = {"scores": str(tmp_path / "authors.json"), "num_levels": 4, "samples_per_level": 3}
+    options = {"data": str(tmp_path / "authors.json"), "num_levels": 4, "samples_per_level": 3}
     cut(**options, image_folder=str(tmp_path))
     sheet = np.asarray(Image.open(tmp_path / "levels" / "samples.png").convert("RGB")).astype(int)
     height = len(sheet) // 4
