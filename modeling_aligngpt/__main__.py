@@ -66,7 +66,7 @@ def main() -> None:
             "aligngpt %s is called aligngpt %s now; the earlier name works for one more release.", earlier, now
         )
     if name not in COMMANDS:
-        close = difflib.get_close_matches(name, COMMANDS, n=1)
+        close = difflib.get_close_matches(name, [*COMMANDS, "--help", "--version"], n=1)
         meant = f"did you mean {close[0]}? " if close else ""
         sys.stderr.write(f"aligngpt: there is no command {name!r}: {meant}(aligngpt --help lists all)\n")
         sys.exit(2)

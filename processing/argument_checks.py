@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 
-MODELS = ("model", "model_name_or_path", "adapter", "base", "scorer", "vision", "text")
+MODELS = ("model", "model_name_or_path", "base", "scorer", "vision", "text")
 DATA = ("data", "eval_file", "calibration")
 FORMATS = {".json", ".jsonl", ".parquet", ".tar", ".tgz", ".csv", ".arrow"}
 FILES = ("apply",)
@@ -26,12 +26,14 @@ def find_problems(values: dict[str, Any], new_output: bool = False) -> list[str]
     given = {name: value for name, value in values.items() if value is not None}
     checks = dict.fromkeys(MODELS, _check_model) | dict.fromkeys(DATA, _check_data)
     checks |= dict.fromkeys(FILES, _check_file) | dict.fromkeys(LEVELS, _check_levels)
-    checks |= {"image_folder": _check_image_folder, "output_file": _check_output_file}
+    checks |= {"adapter": _check_adapter, "image_folder": _check_image_folder, "output_file": _check_output_file}
     found = {name: checks[name](value) for name, value in given.items() if name in checks}
     if "output_dir" in given:
-        inputs = {name: given[name] for name in (*MODELS, *DATA, "image_folder") if name in given}
+        inputs = {name: given[name] for name in (*MODELS, *DATA, "adapter", "image_folder") if name in given}
         found["output_dir"] = _check_output_dir(given["output_dir"], inputs, new_output)
-    return [f"--{name} {given[name]}: {problem}" for name, problem in found.items() if problem is not None]
+    # As it is written: TRL's name is the long one
+    shown = {name: name.removesuffix("_name_or_path") for name in found}
+    return [f"--{shown[name]} {given[name]}: {problem}" for name, problem in found.items() if problem is not None]
 
 
 def _check_model(name: str) -> str | None:
@@ -40,6 +42,12 @@ def _check_model(name: str) -> str | None:
             return "the folder is empty: name one that holds a model."
         return None
     return "there is no such folder." if _means_a_path(name) else _ask_hub(name, "model")
+
+
+def _check_adapter(name: str) -> str | None:
+    if os.path.isdir(name) and not os.path.isfile(os.path.join(name, "adapter_config.json")):
+        return "the folder holds no adapter: name the output of a stage 2 with --use_peft true."
+    return _check_model(name)
 
 
 def _check_data(name: str) -> str | None:
@@ -67,10 +75,13 @@ def _means_a_path(name: str) -> bool:
 def _ask_hub(name: str, kind: str) -> str | None:
     """What the Hub says about an id; nothing if the cache holds it."""
     import huggingface_hub
-    from huggingface_hub.constants import HF_HUB_CACHE
+    from huggingface_hub.constants import HF_HOME, HF_HUB_CACHE
     from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
-    if Path(HF_HUB_CACHE, f"{kind}s--{name.replace('/', '--')}").is_dir():
+    cached = [Path(HF_HUB_CACHE, f"{kind}s--{name.replace('/', '--')}")]
+    if kind == "dataset":  # datasets has one of its own
+        cached.append(Path(os.environ.get("HF_DATASETS_CACHE", f"{HF_HOME}/datasets"), name.replace("/", "___")))
+    if any(folder.is_dir() for folder in cached):
         return None
     try:
         huggingface_hub.HfApi().repo_info(name, repo_type=kind, timeout=10)
@@ -81,8 +92,6 @@ def _ask_hub(name: str, kind: str) -> str | None:
     except HfHubHTTPError:
         return None  # the Hub has more to say when the files are asked for
     except Exception as error:  # of whatever lies between here and the Hub
-        if kind == "dataset":  # which may be in the cache of datasets
-            return None
         return f"there is no such folder, and the Hub cannot be reached ({type(error).__name__})."
     return None
 
@@ -109,7 +118,7 @@ def _check_output_dir(name: str, inputs: dict[str, str], new_output: bool) -> st
     folder = Path(os.path.realpath(name))
     for option, value in inputs.items():
         if os.path.exists(value) and folder == Path(os.path.realpath(value)):
-            return f"this is --{option} as well: name another folder."
+            return f"this is --{option.removesuffix('_name_or_path')} as well: name another folder."
     if folder.is_dir() and new_output and any(folder.iterdir()):
         return "it is there already, and not empty: name another folder, or remove it first."
     return _probe(folder)

@@ -87,7 +87,9 @@ class CommandParser(HfArgumentParser):
     def parse_known_args(self, args=None, namespace=None):
         namespace, unknown = super().parse_known_args(self.translate(args or []), namespace)
         if unknown := self.take_unknown(unknown):
-            self.error("; ".join(self._tell_unknown(text) for text in unknown))
+            # What stands behind an unknown option was meant to be its value
+            options = [text for text in unknown if text.startswith("-")]
+            self.error("; ".join(self._tell_unknown(text) for text in options or unknown))
         values, problems = vars(namespace), []
         positional = values.pop("positional", None)
         if positional is not None:
@@ -138,9 +140,9 @@ class CommandParser(HfArgumentParser):
         return f": did you mean {close[0]}?" if close else ""
 
     def _tell_unknown(self, text: str) -> str:
-        if not text.startswith("--"):
+        if not text.startswith("-"):
             return f"{text!r} belongs to no option"
-        name = text[2:].partition("=")[0]
+        name = text.lstrip("-").partition("=")[0]
         suggestion = self.suggest(name).replace("mean ", "mean --")
         return f"there is no option --{name}{suggestion}"
 
