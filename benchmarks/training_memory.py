@@ -148,7 +148,7 @@ def measure(recipe: str, *arguments: str, size: str | None = None, model: Path |
         if model is None:
             write_model(model := folder / "model", size or get_size(recipe))
         arguments = ["--config", recipe, "--max_steps", "3", "--save_strategy", "no", *arguments]
-        arguments += ["--train_file", str(folder / "rows.json"), "--image_folder", str(folder)]
+        arguments += ["--data", str(folder / "rows.json"), "--image_folder", str(folder)]
         arguments += ["--model_name_or_path", str(model), "--output_dir", str(folder / "out")]
         own = ComposeArguments if recipe.startswith("pretrain") else AblationArguments
         parser = TrlParser((DataArguments, own, StageConfig, ModelConfig))

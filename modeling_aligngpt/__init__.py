@@ -1,38 +1,97 @@
 """
 AlignGPT for transformers. Importing it registers config, models and processor with the Auto classes, and sees to it
 that saved repositories carry the code that loads them without this package (`trust_remote_code=True`).
+
+The names below are loaded when they are used: what trains needs TRL, and what only tells how a command is used needs
+none of the libraries.
 """
 
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
-from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, MODEL_MAPPING_NAMES
-
-from .configuration_aligngpt import AlignGPTConfig, __version__
-from .modeling_aligngpt import AlignGPTForConditionalGeneration, AlignGPTModel, AlignGPTPreTrainedModel
-
-
-# The processor's module is no sibling: the folders of the repository are packages of this one (pyproject.toml)
-from aligngpt.processing.processing_aligngpt import AlignGPTProcessor  # isort: skip
+import importlib
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 
-AutoConfig.register("aligngpt", AlignGPTConfig)
-AutoModel.register(AlignGPTConfig, AlignGPTModel)
-AutoModelForImageTextToText.register(AlignGPTConfig, AlignGPTForConditionalGeneration)
-AutoModelForCausalLM.register(AlignGPTConfig, AlignGPTForConditionalGeneration)  # for peft's AutoPeftModelForCausalLM
-AutoProcessor.register(AlignGPTConfig, AlignGPTProcessor)
-# Pipelines, trainers and test suites look models up by name in these tables, which `register` does not reach
-MODEL_MAPPING_NAMES["aligngpt"] = "AlignGPTModel"
-MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES["aligngpt"] = "AlignGPTForConditionalGeneration"
+if TYPE_CHECKING:
+    from aligngpt.configuration_aligngpt import AlignGPTConfig, __version__
+    from aligngpt.modeling_aligngpt import (
+        AlignGPTForConditionalGeneration,
+        AlignGPTModel,
+        AlignGPTPreTrainedModel,
+    )
+    from aligngpt.processing import AlignGPTProcessor, AlignmentScorer, cut_into_levels
+    from aligngpt.training.collator import AlignGPTDataCollator
+    from aligngpt.training.data import load_training_data
+    from aligngpt.training.merge import load_adapter
+    from aligngpt.training.trainer import AlignGPTTrainer
+    from aligngpt.weights.composing import compose
+    from aligngpt.weights.converting import convert
+    from aligngpt.weights.exporting import export_llava
 
-AlignGPTConfig.register_for_auto_class("AutoConfig")
-AlignGPTModel.register_for_auto_class("AutoModel")
-AlignGPTForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")
-AlignGPTProcessor.register_for_auto_class("AutoProcessor")
 
 __all__ = [
     "AlignGPTConfig",
+    "AlignGPTDataCollator",
     "AlignGPTForConditionalGeneration",
     "AlignGPTModel",
     "AlignGPTPreTrainedModel",
     "AlignGPTProcessor",
+    "AlignGPTTrainer",
+    "AlignmentScorer",
     "__version__",
+    "compose",
+    "convert",
+    "cut_into_levels",
+    "export_llava",
+    "load_adapter",
+    "load_training_data",
 ]
+
+_MODULES = {
+    "AlignGPTConfig": "configuration_aligngpt",
+    "AlignGPTDataCollator": "training.collator",
+    "AlignGPTForConditionalGeneration": "modeling_aligngpt",
+    "AlignGPTModel": "modeling_aligngpt",
+    "AlignGPTPreTrainedModel": "modeling_aligngpt",
+    "AlignGPTProcessor": "processing.processing_aligngpt",
+    "AlignGPTTrainer": "training.trainer",
+    "AlignmentScorer": "processing.scoring.scorer",
+    "__version__": "configuration_aligngpt",
+    "compose": "weights.composing",
+    "convert": "weights.converting",
+    "cut_into_levels": "processing.levels.cuts",
+    "export_llava": "weights.exporting",
+    "load_adapter": "training.merge",
+    "load_training_data": "training.data",
+}
+
+
+def __getattr__(name: str):
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    importlib.import_module("aligngpt.auto_classes")
+    value = getattr(importlib.import_module(f"aligngpt.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+def _is_command() -> bool:
+    """
+    Whether this process is the command `aligngpt`, which registers when it has to: `aligngpt --help` should not wait
+    for torch. Its child processes are not: they may load what they are sent.
+    """
+    children = sys.modules.get("multiprocessing.process")
+    if children is not None and children.parent_process() is not None:
+        return False
+    name = sys.argv[0] if sys.argv else ""
+    if name == "-m":  # as long as the package of the module is being imported
+        return sys.orig_argv[sys.orig_argv.index("-m") + 1] == "aligngpt"
+    return Path(name).stem == "aligngpt"
+
+
+if not _is_command():
+    importlib.import_module("aligngpt.auto_classes")

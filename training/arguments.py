@@ -13,13 +13,15 @@ from trl import SFTConfig
 class DataArguments:
     """What to train on; see `aligngpt.training.data.load_training_data` for the formats."""
 
-    train_file: str = field(
+    data: str = field(
         metadata={
             "help": "Records: JSON, JSON Lines or parquet file(s), a folder or Hub id that datasets loads, or the "
             "folder that `aligngpt levels` wrote."
         }
     )
-    eval_file: str | None = field(default=None, metadata={"help": "Records to evaluate the loss on (eval_strategy)."})
+    eval_file: str | None = field(
+        default=None, metadata={"help": "Records to evaluate the loss on: at the end, or as eval_strategy says."}
+    )
     train_split: str = field(default="train", metadata={"help": "Split of a data set on the Hub."})
     eval_split: str = field(default="train", metadata={"help": "Split of a data set on the Hub to evaluate on."})
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a data set on the Hub."})
@@ -36,7 +38,7 @@ class DataArguments:
         default=False, metadata={"help": "Read the files while training instead of caching their rows first."}
     )
     shuffle_buffer_size: int = field(default=10_000, metadata={"help": "Rows among which streamed ones are shuffled."})
-    on_bad_row: Literal["fail", "skip"] = field(
+    on_error: Literal["fail", "skip"] = field(
         default="fail",
         metadata={"help": "What to do with broken images and unusable records; skipped ones are counted and logged."},
     )
@@ -47,10 +49,10 @@ class DataArguments:
 
 @dataclass
 class ComposeArguments:
-    """Parts of a new model; not needed beside a composed checkpoint as `model_name_or_path`."""
+    """Parts of a new model; not needed beside a composed checkpoint as `model`."""
 
-    vision_model_name_or_path: str | None = field(default=None, metadata={"help": "The vision tower, e.g. a CLIP."})
-    text_model_name_or_path: str | None = field(default=None, metadata={"help": "The language model, e.g. Vicuna."})
+    vision: str | None = field(default=None, metadata={"help": "The vision tower, e.g. a CLIP."})
+    text: str | None = field(default=None, metadata={"help": "The language model, e.g. Vicuna."})
     chat_template: str | None = field(
         default=None, metadata={"help": "Packaged template that fits the LLM; told from its tokenizer."}
     )
@@ -115,21 +117,41 @@ class StageConfig(SFTConfig):
             raise ValueError("Rows with images cannot be packed; leave out `packing` and `padding_free`.")
 
 
+def find_packaged(name: str, folder: str, what: str) -> str:
+    """
+    The path of a packaged YAML file, by its name, or of a file of the user's; which wins.
+
+    Args:
+        name (`str`): path, or name of a packaged file.
+        folder (`str`): `recipes` or `accelerate`.
+        what (`str`): what such a file is called.
+
+    Raises:
+        FileNotFoundError: if it is neither; the message lists the packaged ones.
+    """
+    packaged = files(__package__).joinpath(folder)
+    if Path(name).is_file():
+        return name
+    if (file := packaged.joinpath(f"{name.removesuffix('.yaml')}.yaml")).is_file():
+        return str(file)
+    known = sorted(file.name.removesuffix(".yaml") for file in packaged.iterdir())
+    raise FileNotFoundError(f"There is no file {name}, and no {what} of that name. There are: {', '.join(known)}.")
+
+
 def find_recipe(arguments: list[str]) -> list[str]:
     """
-    Command-line arguments with `--config NAME` of a packaged recipe replaced by its path; a file of the same name in
-    the working directory wins.
+    Command-line arguments with `--config NAME` (or `--config=NAME`) of a packaged recipe replaced by its path; a file
+    of the same name in the working directory wins.
 
     Raises:
         FileNotFoundError: if it is neither; the message lists the packaged recipes.
     """
-    arguments = list(arguments)
-    if "--config" in arguments[:-1]:
-        position = arguments.index("--config") + 1
-        name, recipes = arguments[position], files(__package__).joinpath("recipes")
-        if not Path(name).is_file():
-            if not (recipe := recipes.joinpath(f"{name.removesuffix('.yaml')}.yaml")).is_file():
-                known = sorted(file.name.removesuffix(".yaml") for file in recipes.iterdir())
-                raise FileNotFoundError(f"There is no file {name} and no recipe of that name. Recipes: {known}.")
-            arguments[position] = str(recipe)
-    return arguments
+    arguments, found = [*arguments], []
+    while arguments:
+        argument = arguments.pop(0)
+        name, equals, value = argument.partition("=")
+        if name != "--config" or not (equals or arguments):
+            found.append(argument)
+        else:
+            found += [name, find_packaged(value if equals else arguments.pop(0), "recipes", "recipe")]
+    return found

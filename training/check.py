@@ -75,7 +75,7 @@ def check_data(data_args: DataArguments, training_args: StageConfig, collator: A
     not as it is, with the reason. Returns the exit code: 1 if there is such a row, or no picture where some are
     needed.
     """
-    dataset = load_training_data(data_args.train_file, **reading_options(data_args), on_bad_row="keep")
+    dataset = load_training_data(data_args.data, **reading_options(data_args), on_bad_row="keep")
     loader = DataLoader(
         dataset,
         batch_size=ROWS_PER_BATCH,

@@ -117,8 +117,8 @@ def load_datasets(
             or an image folder is named.
     """
     with training_args.main_process_first(desc="reading the records"):
-        options = reading_options(data_args) | {"on_bad_row": data_args.on_bad_row}
-        train = load_training_data(data_args.train_file, **options)
+        options = reading_options(data_args) | {"on_bad_row": data_args.on_error}
+        train = load_training_data(data_args.data, **options)
         options |= {"split": data_args.eval_split, "streaming": False}
         evaluation = data_args.eval_file and load_training_data(data_args.eval_file, **options)
         tell_about_rows(train, data_args, needs_images)
@@ -161,7 +161,7 @@ def tell_about_rows(dataset: Dataset | IterableDataset, data_args: DataArguments
     if needs_images:
         counts.pop("caption_without_question", None)  # which is what stage 1 trains on
     for note, count in counts.items():
-        logger.warning(f"{count} of {len(num_images)} rows of {data_args.train_file}: {NOTES[note]}")
+        logger.warning(f"{count} of {len(num_images)} rows of {data_args.data}: {NOTES[note]}")
 
 
 def explain_missing_pictures(data_args: DataArguments, needs_images: bool) -> str | None:
@@ -169,12 +169,12 @@ def explain_missing_pictures(data_args: DataArguments, needs_images: bool) -> st
     if not needs_images and data_args.image_folder is None:
         return None
     shard = open_corpus(
-        data_args.train_file, data_args.train_split, data_args.dataset_config, streaming=data_args.streaming
+        data_args.data, data_args.train_split, data_args.dataset_config, streaming=data_args.streaming
     )[0]
     fields = next((sorted(row) for row in shard.read(0) if isinstance(row, dict)), [])
     why = "stage 1 needs one in each" if needs_images else f"an image folder is named, {data_args.image_folder}"
     return (
-        f"No row of {data_args.train_file} has a picture, and {why}. Pictures are looked for in `image`, `images` and "
+        f"No row of {data_args.data} has a picture, and {why}. Pictures are looked for in `image`, `images` and "
         f"the messages; the first record has {fields}. Name the column with --image_column."
     )
 
@@ -188,7 +188,7 @@ def check_num_levels(config: AlignGPTConfig, compose_args: ComposeArguments, dat
         ValueError: if not.
     """
     found = {"the model has": config.num_alignment_levels, "asked for were": compose_args.num_alignment_levels}
-    cuts = Path(data_args.train_file, "alignment_levels.json")
+    cuts = Path(data_args.data, "alignment_levels.json")
     if cuts.is_file():
         found["the data were cut into"] = json.loads(cuts.read_text(encoding="utf-8"))["num_levels"]
     found = {what: number for what, number in found.items() if number is not None}
@@ -236,6 +236,6 @@ def _handle_faults(dataset: Dataset, on_bad_row: str) -> Dataset:
     kinds = dict(Counter(faults[index]["kind"] for index in bad))
     found = f"{len(bad)} of {len(faults)} records cannot be trained on ({kinds}). {first}"
     if on_bad_row == "fail":
-        raise ValueError(f"{found}. Mend them (`--check` lists them all), or leave them out by --on_bad_row skip.")
+        raise ValueError(f"{found}. Mend them (`--check` lists them all), or leave them out by --on_error skip.")
     logger.warning(f"{found}. They are left out.")
     return dataset.select([index for index, fault in enumerate(faults) if not fault])

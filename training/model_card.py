@@ -1,8 +1,4 @@
-"""
-The model card of a training run, and the record of all stages from which it is written.
-
-`aligngpt card aligngpt-7b` writes it anew, for instance when there are results in `.eval_results/*.yaml`.
-"""
+"""The model card of a training run, and the record of all stages from which it is written."""
 
 import json
 import os
@@ -21,7 +17,6 @@ from trl import ModelConfig
 
 from aligngpt import AlignGPTConfig
 from aligngpt.processing.atomic_output import write_json
-from aligngpt.processing.command_line import parse_command
 from aligngpt.training.arguments import AblationArguments, DataArguments, StageConfig
 
 
@@ -108,7 +103,7 @@ class StageRecord:
             "stage": stage,
             "base_models": [_without_folders(name) for name in base_models],
             "adapter": model_args.use_peft,
-            "data": _without_folders(data_args.train_file),
+            "data": _without_folders(data_args.data),
             "trained": trained,
             "config": {name: getattr(config, name) for name in names},
             "hyperparameters": hyperparameters,
@@ -116,7 +111,7 @@ class StageRecord:
         }
         if ablation_args is not None and ablation_args.random_alignment_embeddings:
             entry["config"]["random_alignment_embeddings"] = True
-        cuts = Path(data_args.train_file, "alignment_levels.json")
+        cuts = Path(data_args.data, "alignment_levels.json")
         if stage == "pretrain" and cuts.is_file():
             entry["levels"] = json.loads(cuts.read_text(encoding="utf-8"))
             if entry["levels"]["scorer"]:
@@ -190,21 +185,3 @@ def _without_folders(name: str) -> str:
     """A Hub id as it is; of a path only the last part: what lies above is nobody's business."""
     is_path = os.path.exists(name) or name.startswith((".", "/", "~")) or not _is_repository(name)
     return Path(name).name if is_path else name
-
-
-@dataclass
-class CardArguments:
-    """Whose card to write."""
-
-    model: str = field(metadata={"help": "Output folder of a training stage, or of `aligngpt merge`."})
-    hub_model_id: str | None = field(default=None, metadata={"help": "Repository that the card's snippet loads."})
-    out: str | None = field(default=None, metadata={"help": "File to write to; README.md of the folder."})
-
-
-def main(arguments: list[str]) -> None:
-    """The command `aligngpt card`."""
-    args = parse_command(CardArguments, arguments, "card", __doc__, first="--model")
-    record = StageRecord.load(args.model)
-    if not record.stages:
-        raise ValueError(f"{args.model} has no {RECORD_FILE}, which aligngpt's training writes.")
-    write_model_card(args.model, record, args.hub_model_id, args.out)

@@ -1,35 +1,39 @@
-"""
+r"""
 Stage 1, alignment level-aware pre-training: the projector and the alignment embeddings learn from captioned images
 whose alignment levels are known. Everything else is frozen.
 
 Compose Vicuna and CLIP and train, on 8 GPUs:
 
-    accelerate launch --config_file training/accelerate/zero2_8gpu.yaml -m aligngpt.training.pretrain \
-        --config pretrain_7b --train_file levels --image_folder images --output_dir aligngpt-7b-pretrain
+    aligngpt pretrain --config pretrain_7b --accelerate_config zero2_8gpu --data levels --image_folder images \
+        --output_dir aligngpt-7b-pretrain
 
 On two CPU cores, with tiny parts:
 
-    python -m aligngpt.training.pretrain --config pretrain_tiny_cpu --vision_model_name_or_path clip \
-        --text_model_name_or_path llama --train_file pairs.jsonl --image_folder images --output_dir stage1
+    aligngpt pretrain --config pretrain_tiny_cpu --vision clip --text llama --data pairs.jsonl --image_folder images \
+        --output_dir stage1
+
+`python -m aligngpt.training.pretrain` takes the same arguments, also through `accelerate launch` and `torchrun`.
 
 With `--check` the data are gone through and reported on; nothing is trained. With `--resume_from_checkpoint latest`
 the same command starts a run and goes on with one that was stopped.
 
-The output folder is an ordinary checkpoint: `AutoModelForImageTextToText.from_pretrained` loads it, and `sft.py` takes
-it as `--model_name_or_path`.
+The output folder is an ordinary checkpoint: `AutoModelForImageTextToText.from_pretrained` loads it, and `aligngpt sft`
+takes it as `--model`.
 """
 
 import sys
 
 from transformers import set_seed
-from trl import ModelConfig, TrlParser
+from trl import ModelConfig
 
-from aligngpt.training.arguments import ComposeArguments, DataArguments, StageConfig, find_recipe
+from aligngpt.training.arguments import ComposeArguments, DataArguments, StageConfig
 from aligngpt.training.check import check_data
 from aligngpt.training.checkpoints import find_checkpoint, load_model, load_processor
 from aligngpt.training.collator import AlignGPTDataCollator
+from aligngpt.training.command_line import run_script
 from aligngpt.training.data import check_num_levels, load_datasets
 from aligngpt.training.model_card import StageRecord
+from aligngpt.training.stage_checks import check_stage
 from aligngpt.training.stages import get_trained_modules, select_trainable
 from aligngpt.training.trainer import AlignGPTTrainer, finish
 from aligngpt.weights.composing import compose
@@ -42,24 +46,14 @@ def main(
     Trains and saves a stage-1 model; returns the trainer.
 
     Raises:
-        ValueError: if neither a composed checkpoint nor its two parts are named, or the language model should be
-            quantised or adapted, which stage 1 cannot train beside, or model, arguments and data have different
-            numbers of levels.
+        Mistakes: if neither a composed checkpoint nor its two parts are named, or the language model should be
+            quantised or adapted, which stage 1 cannot train beside.
+        ValueError: if model, arguments and data have different numbers of levels.
     """
-    parts = (compose_args.vision_model_name_or_path, compose_args.text_model_name_or_path)
-    if model_args.model_name_or_path is not None:
-        parts = (model_args.model_name_or_path,)  # wins over the parts of a recipe
-    elif None in parts:
-        raise ValueError(
-            "Name a composed model (--model_name_or_path) or its parts (--vision_model_name_or_path and "
-            "--text_model_name_or_path)."
-        )
-    if model_args.use_peft or model_args.load_in_4bit or model_args.load_in_8bit:
-        raise ValueError(
-            "Stage 1 trains the projector and the alignment embeddings, and no adapter; transformers' Trainer refuses "
-            "a quantised model without one. A frozen language model in bf16 takes 2 bytes a parameter (7B: 13.5 GB), "
-            "and its gradients none: leave out use_peft, load_in_4bit and load_in_8bit, and lower the batch size."
-        )
+    check_stage("pretrain", data_args, compose_args, training_args, model_args)
+    # A composed model wins over the parts of a recipe
+    name = model_args.model_name_or_path
+    parts = (compose_args.vision, compose_args.text) if name is None else (name,)
     set_seed(training_args.seed)  # the new modules are drawn before the trainer would set the seed
     if model_args.model_name_or_path is not None:
         processor, model = load_processor(model_args), load_model(model_args)
@@ -82,7 +76,7 @@ def main(
         chat_template="plain",
         num_alignment_levels=model.config.num_alignment_levels,
         image_folder=data_args.image_folder,
-        on_bad_row=data_args.on_bad_row,
+        on_bad_row=data_args.on_error,
     )
     if data_args.check:
         sys.exit(check_data(data_args, training_args, collator))
@@ -112,5 +106,4 @@ def main(
 
 
 if __name__ == "__main__":
-    parser = TrlParser((DataArguments, ComposeArguments, StageConfig, ModelConfig))
-    main(*parser.parse_args_and_config(args=find_recipe(sys.argv[1:])))
+    run_script("pretrain")

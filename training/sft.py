@@ -1,23 +1,23 @@
-"""
+r"""
 Stage 2, adaptive alignment-based instruction tuning: projector, language model and gate learn from conversations. The
 vision tower and the alignment embeddings are frozen.
 
 From a stage-1 output, on 8 GPUs:
 
-    accelerate launch --config_file training/accelerate/zero3_8gpu.yaml -m aligngpt.training.sft --config sft_7b \
-        --model_name_or_path aligngpt-7b-pretrain --train_file llava_v1_5_mix665k.json --image_folder images \
-        --output_dir aligngpt-7b
+    aligngpt sft --config sft_7b --accelerate_config zero3_8gpu --model aligngpt-7b-pretrain \
+        --data llava_v1_5_mix665k.json --image_folder images --output_dir aligngpt-7b
 
 With LoRA on a language model in 4 bits, on one GPU of 24 GB:
 
-    python -m aligngpt.training.sft --config sft_7b_qlora_24gb --model_name_or_path aligngpt-7b-pretrain \
-        --train_file llava_v1_5_mix665k.json --image_folder images --output_dir aligngpt-7b-qlora
-    aligngpt merge aligngpt-7b-qlora --out aligngpt-7b
+    aligngpt sft --config sft_7b_qlora_24gb --model aligngpt-7b-pretrain --data llava_v1_5_mix665k.json \
+        --image_folder images --output_dir aligngpt-7b-qlora
+    aligngpt merge aligngpt-7b-qlora --output_dir aligngpt-7b
 
 On two CPU cores:
 
-    python -m aligngpt.training.sft --config sft_tiny_cpu --model_name_or_path stage1 --train_file chats.jsonl \
-        --image_folder images --output_dir stage2
+    aligngpt sft --config sft_tiny_cpu --model stage1 --data chats.jsonl --image_folder images --output_dir stage2
+
+`python -m aligngpt.training.sft` takes the same arguments, also through `accelerate launch` and `torchrun`.
 
 With `--check` the data are gone through and reported on; nothing is trained. With `--resume_from_checkpoint latest`
 the same command starts a run and goes on with one that was stopped.
@@ -26,17 +26,18 @@ the same command starts a run and goes on with one that was stopped.
 import sys
 
 from transformers import set_seed
-from trl import ModelConfig, TrlParser
+from trl import ModelConfig
 
 from aligngpt.processing.chat_templates import interleave, is_interleaved
-from aligngpt.training.arguments import AblationArguments, DataArguments, StageConfig, find_recipe
+from aligngpt.training.arguments import AblationArguments, DataArguments, StageConfig
 from aligngpt.training.check import check_data
 from aligngpt.training.checkpoints import find_checkpoint, load_model, load_processor
 from aligngpt.training.collator import AlignGPTDataCollator
+from aligngpt.training.command_line import run_script
 from aligngpt.training.data import load_datasets
 from aligngpt.training.model_card import StageRecord
+from aligngpt.training.stage_checks import check_stage
 from aligngpt.training.stages import (
-    check_adapter,
     get_lora_config,
     get_trained_modules,
     redraw_alignment_embeddings,
@@ -52,10 +53,9 @@ def main(
     Trains and saves a stage-2 model, or with `use_peft` an adapter; returns the trainer.
 
     Raises:
-        ValueError: if an adapter is asked for that would be another one when loaded.
+        Mistakes: if an adapter is asked for that would be another one when loaded, or a quantised model without one.
     """
-    if model_args.use_peft:
-        check_adapter(ablation_args, training_args, model_args)
+    check_stage("sft", data_args, ablation_args, training_args, model_args)
     processor = load_processor(model_args)
     processor.image_processor.do_pad = True
     if data_args.interleaved:
@@ -66,7 +66,7 @@ def main(
         max_length=training_args.max_length,
         pad_to_multiple_of=training_args.pad_to_multiple_of,
         image_folder=data_args.image_folder,
-        on_bad_row=data_args.on_bad_row,
+        on_bad_row=data_args.on_error,
     )
     if data_args.check:
         sys.exit(check_data(data_args, training_args, collator))  # for which no weights are needed
@@ -108,5 +108,4 @@ def main(
 
 
 if __name__ == "__main__":
-    parser = TrlParser((DataArguments, AblationArguments, StageConfig, ModelConfig))
-    main(*parser.parse_args_and_config(args=find_recipe(sys.argv[1:])))
+    run_script("sft")

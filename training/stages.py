@@ -12,7 +12,6 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import ModelConfig
 
 from aligngpt import AlignGPTForConditionalGeneration
-from aligngpt.training.arguments import AblationArguments, StageConfig
 
 
 TRAINED_MODULES = {
@@ -95,25 +94,6 @@ def redraw_alignment_embeddings(model: AlignGPTForConditionalGeneration) -> None
     with gathered:
         if weight.numel():
             nn.init.xavier_uniform_(weight)
-
-
-def check_adapter(ablation_args: AblationArguments, training_args: StageConfig, model_args: ModelConfig) -> None:
-    """
-    Whether an adapter will be loaded as it was trained: it holds weights, and is put on its base by the base's name.
-
-    Raises:
-        ValueError: if an ablation changes the base, or the adapter is to be pushed and the base is a folder.
-    """
-    if ablation_args != AblationArguments():
-        raise ValueError(
-            "An adapter does not hold the ablation's configuration, and would be loaded on the base without it: set "
-            "alignment_mode or alignment_gate_* in the base's config.json, or train without use_peft."
-        )
-    if training_args.push_to_hub and os.path.isdir(model_args.model_name_or_path or ""):
-        raise ValueError(
-            f"Nobody else can load an adapter of the folder {model_args.model_name_or_path}: push the base first and "
-            "name it by its Hub id, or push what `aligngpt merge` writes."
-        )
 
 
 def get_lora_config(

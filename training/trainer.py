@@ -215,7 +215,8 @@ class AlignGPTTrainer(SFTTrainer):
 
 def finish(trainer: AlignGPTTrainer) -> None:
     """
-    Saves model, processor, record and model card, and pushes them with `push_to_hub`. After a run that a signal
+    Saves model, processor, record and model card, and pushes them with `push_to_hub`; then evaluates if there are data
+    for it and no strategy did. After a run that a signal
     stopped, exits with 128 plus the signal's number, as shells do, and leaves the checkpoint, with which
     `--resume_from_checkpoint latest` goes on.
     """
@@ -228,6 +229,10 @@ def finish(trainer: AlignGPTTrainer) -> None:
         trainer.model.to(trainer.loaded_dtype)
     trainer.save_model(trainer.args.output_dir)  # and pushes, with the card
     trainer.create_model_card()  # peft wrote one of its own
+    if trainer.eval_dataset is not None and trainer.args.eval_strategy == "no":  # once, of what was saved
+        trainer.evaluate()
+    if trainer.is_world_process_zero():
+        logger.info(f"Written to {trainer.args.output_dir}.")
     trainer.end()
 
 

@@ -71,10 +71,10 @@ def score(data: Path, clip: Path, scores: Path, levels: Path) -> None:
     for folder in (scores, levels):
         shutil.rmtree(folder, ignore_errors=True)
     run(
-        *("-m", "aligngpt", "score", "--data", data / "pairs.jsonl", "--image_folder", data),
+        *("-m", "aligngpt", "score", data / "pairs.jsonl", "--image_folder", data),
         *("--scorer", clip, "--output_dir", scores, "--batch_size", "256"),
     )
-    run("-m", "aligngpt", "levels", "--scores", scores, "--output_dir", levels)
+    run("-m", "aligngpt", "levels", scores, "--output_dir", levels)
     rows = load_dataset("parquet", data_files=f"{levels}/*.parquet", split="train").remove_columns("messages")
     qualities = [json.loads(line)["quality"] for line in (data / "pairs.jsonl").read_text().splitlines()]
     show_scores(console, [row | {"quality": qualities[row["row"]]} for row in rows])
@@ -103,14 +103,14 @@ def main() -> int:
         score(data, clip, scores, levels)
     with phase("Stage 1: pre-training with alignment levels", times):
         run(
-            *("-m", "aligngpt.training.pretrain", "--config", "pretrain_tiny_cpu", "--output_dir", stage1, *steps),
-            *("--vision_model_name_or_path", clip, "--text_model_name_or_path", llama),
-            *("--train_file", levels, "--image_folder", data),
+            *("-m", "aligngpt", "pretrain", "--config", "pretrain_tiny_cpu", "--output_dir", stage1, *steps),
+            *("--vision", clip, "--text", llama),
+            *("--data", levels, "--image_folder", data),
         )
     with phase("Stage 2: instruction tuning with the gate", times):
         run(
-            *("-m", "aligngpt.training.sft", "--config", "sft_tiny_cpu", "--output_dir", stage2, *steps),
-            *("--model_name_or_path", stage1, "--train_file", data / "conversations.jsonl", "--image_folder", data),
+            *("-m", "aligngpt", "sft", "--config", "sft_tiny_cpu", "--output_dir", stage2, *steps),
+            *("--model", stage1, "--data", data / "conversations.jsonl", "--image_folder", data),
         )
     with phase("Loading both in another process and asking about unseen combinations", times):
         run(

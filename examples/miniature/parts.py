@@ -19,8 +19,8 @@ from tiny.clip import train_clip
 from tiny.llama import train_llama
 from world import IMAGE_SIZE
 
-from aligngpt.processing.levels import command as levels_command
-from aligngpt.processing.scoring import command as score_command
+from aligngpt.processing.levels import levels_command
+from aligngpt.processing.scoring import score_command
 
 
 def draw(data: Path, size: Size) -> None:
@@ -54,7 +54,7 @@ def make_levels(data: Path, clip: Path, output: Path) -> None:
             ["--data", str(data / "pairs.jsonl"), "--image_folder", str(data), "--scorer", str(clip)]
             + ["--output_dir", str(scores), "--batch_size", "256"]
         )
-        levels_command.main(["--scores", str(scores), "--output_dir", str(levels), "--num_levels", str(num_levels)])
+        levels_command.main([str(scores), "--output_dir", str(levels), "--num_levels", str(num_levels)])
     pairs = read_jsonl(data / "pairs.jsonl")
     rng = random.Random(8)
     levels = {"constant": [1] * len(pairs), "random": [rng.randrange(LEVELS) for _ in pairs]}

@@ -1,21 +1,17 @@
 """
 Makes the start of stage 1 from a vision tower and a language model:
 
-    aligngpt compose --vision openai/clip-vit-large-patch14-336 --text lmsys/vicuna-7b-v1.5 --out composed
+    aligngpt compose --vision openai/clip-vit-large-patch14-336 --text lmsys/vicuna-7b-v1.5 --output_dir composed
 
-`aligngpt.training.pretrain` takes the folder as `--model_name_or_path`.
+`aligngpt pretrain` takes the folder as `--model`; it can also compose by itself.
 """
 
 import logging
 from dataclasses import dataclass, field
 from typing import Literal
 
-from transformers import set_seed
-
 from aligngpt.processing.atomic_output import new_folder
 from aligngpt.processing.command_line import parse_command
-
-from .composing import compose
 
 
 logger = logging.getLogger(__name__)
@@ -27,7 +23,7 @@ class ComposeCommandArguments:
 
     vision: str = field(metadata={"help": "Hub id or folder of a CLIP, SigLIP, SigLIP 2 or DINOv2."})
     text: str = field(metadata={"help": "Hub id or folder of a decoder-only language model with its tokenizer."})
-    out: str = field(metadata={"help": "Folder of the AlignGPT; must not be there yet."})
+    output_dir: str = field(metadata={"help": "Folder of the AlignGPT; must not be there yet."})
     chat_template: str | None = field(
         default=None, metadata={"help": "Packaged template that fits the language model; told from its tokenizer."}
     )
@@ -44,8 +40,12 @@ class ComposeCommandArguments:
 
 def main(arguments: list[str]) -> None:
     """The command `aligngpt compose`."""
-    args = parse_command(ComposeCommandArguments, arguments, "compose", __doc__)
-    with new_folder(args.out) as folder:
+    args = parse_command(ComposeCommandArguments, arguments, "compose", __doc__, new_output=True)
+    from transformers import set_seed
+
+    from aligngpt import compose
+
+    with new_folder(args.output_dir) as folder:
         set_seed(args.seed)
         model, processor = compose(
             args.vision,
@@ -62,4 +62,4 @@ def main(arguments: list[str]) -> None:
         "%s of %s parameters and %d image tokens of %d pixels a side. New: projector, alignment embeddings, gate.",
         *(type(model).__name__, f"{model.num_parameters():,}", config.image_seq_length, config.image_size),
     )
-    logger.info("Written to %s.", args.out)
+    logger.info("Written to %s.", args.output_dir)

@@ -1,17 +1,11 @@
 """
-Checkpoints of others become AlignGPT:
+Checkpoints of others become AlignGPT: the authors', their stage-1 file, and LLaVA-1.5; `aligngpt convert` in Python.
 
-    aligngpt convert authors/AlignGPT-7b --out aligngpt-7b                the authors' format
-    aligngpt convert authors/AlignGPT-7b --vision clip --out aligngpt-7b  the same, with the tower from elsewhere
-    aligngpt convert pretrain/mm_projector_align.bin --base composed --out stage1     the authors' stage-1 file
-    aligngpt convert llava-hf/llava-1.5-7b-hf --out aligngpt-start        LLaVA-1.5, as a start of stage 1
-
-Every weight is accounted for: used, left aside for a reason, or new. Anything else is an error, and the output folder
-is there whole or not at all. Source of the authors' names and behaviour: their released code.
+Every weight is accounted for: used, left aside for a reason, or new. Anything else is an error. Source of the authors'
+names and behaviour: their released code.
 """
 
 import json
-import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -32,8 +26,6 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from aligngpt.configuration_aligngpt import AlignGPTConfig
 from aligngpt.modeling_aligngpt import AlignGPTForConditionalGeneration
 from aligngpt.processing import AlignGPTProcessor
-from aligngpt.processing.atomic_output import new_folder
-from aligngpt.processing.command_line import parse_command
 from aligngpt.processing.tokenization import prepare_tokenizer
 
 from .checkpoint_files import read_state_dict
@@ -48,8 +40,6 @@ from .composing import (
     settle_generation,
 )
 
-
-logger = logging.getLogger(__name__)
 
 # The authors' names of the parts that AlignGPT adds to a language model, and ours
 AUTHORS_MODULES = {
@@ -243,32 +233,3 @@ def _convert_llava(path: str) -> Conversion:
     processor = make_processor(model.config, tokenizer, load_tower_processor(path), chat_template)
     used = [name for name, _ in model.named_parameters() if not name.startswith(NEW_MODULES)]
     return Conversion(model, processor, used, new=new)
-
-
-@dataclass
-class ConvertArguments:
-    """What to convert, and where to."""
-
-    source: str = field(metadata={"help": "Hub id or folder of a checkpoint, or a stage-1 file."})
-    out: str = field(metadata={"help": "Folder of the AlignGPT; must not be there yet."})
-    vision: str | None = field(default=None, metadata={"help": "The tower, if not what the checkpoint names."})
-    base: str | None = field(default=None, metadata={"help": "For a stage-1 file: the composed AlignGPT."})
-    max_shard_size: str = field(default="5GB", metadata={"help": "Size of a file of weights."})
-
-
-def main(arguments: list[str]) -> None:
-    """The command `aligngpt convert`."""
-    args = parse_command(ConvertArguments, arguments, "convert", __doc__, first="--source")
-    with new_folder(args.out) as folder:
-        conversion = convert(args.source, args.vision, args.base)
-        conversion.model.save_pretrained(folder, max_shard_size=args.max_shard_size)
-        conversion.processor.save_pretrained(folder)
-    logger.info("Weights used: %d. New: %d%s.", len(conversion.used), len(conversion.new), _some(conversion.new))
-    for reason in sorted(set(conversion.left_aside.values())):
-        names = [name for name, why in conversion.left_aside.items() if why == reason]
-        logger.info("Left aside, %s: %d%s.", reason, len(names), _some(names))
-    logger.info("Written to %s.", args.out)
-
-
-def _some(names: list[str]) -> str:
-    return f" ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})" if names else ""

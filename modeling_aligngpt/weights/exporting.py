@@ -1,8 +1,5 @@
 """
-Writes an AlignGPT as a stock LLaVA, for servers that know only that:
-
-    aligngpt export-llava aligngpt-7b --out llava-7b
-    aligngpt export-llava aligngpt-7b --out llava-7b --calibration questions.json --image_folder images
+An AlignGPT as a stock LLaVA, for servers that know only that; `aligngpt export --to llava` in Python.
 
 The alignment vector becomes one for all images, in the embedding row of `<align>`: the global embedding plus the mean
 of the local ones (the mode `average`), or plus their mix by the gate's mean weights over the calibration records. What
@@ -10,16 +7,13 @@ is lost is the gate: it no longer looks at image and question. The exported chat
 where a chat has an image, be it a part of a message or an `<image>` in its text; a prompt written by hand has to.
 """
 
-import logging
 from collections.abc import Iterable
 from copy import deepcopy
-from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any
 
 import torch
 from transformers import (
-    AutoProcessor,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
@@ -27,16 +21,11 @@ from transformers import (
 
 from aligngpt.modeling_aligngpt import AlignGPTForConditionalGeneration
 from aligngpt.processing import AlignGPTProcessor
-from aligngpt.processing.atomic_output import new_folder
 from aligngpt.processing.chat_templates import is_interleaved
-from aligngpt.processing.command_line import parse_command
 from aligngpt.processing.corpus.faults import Fault
 from aligngpt.processing.corpus.images import open_image
 from aligngpt.processing.corpus.records import read_record
-from aligngpt.processing.corpus.sources import open_corpus
 
-
-logger = logging.getLogger(__name__)
 
 BOS = "{{- bos_token -}}"
 WRITE_ALIGN = """{%- set found = namespace(image=false) -%}
@@ -171,36 +160,3 @@ def mean_gate_weights(
     if count == 0:
         raise ValueError("None of the calibration records has an image.")
     return total / count
-
-
-@dataclass
-class ExportArguments:
-    """What to export, and where to."""
-
-    source: str = field(metadata={"help": "Hub id or folder of an AlignGPT."})
-    out: str = field(metadata={"help": "Folder of the LLaVA; must not be there yet."})
-    calibration: str | None = field(
-        default=None,
-        metadata={"help": "Records over which the gate's weights are averaged: JSON, JSON Lines, parquet."},
-    )
-    image_folder: str | None = field(default=None, metadata={"help": "Folder that their image paths start from."})
-    num_records: int = field(default=256, metadata={"help": "How many records to take at most."})
-    max_shard_size: str = field(default="5GB", metadata={"help": "Size of a file of weights."})
-
-
-def main(arguments: list[str]) -> None:
-    """The command `aligngpt export-llava`."""
-    args = parse_command(ExportArguments, arguments, "export-llava", __doc__, first="--source")
-    with new_folder(args.out) as folder:
-        model = AlignGPTForConditionalGeneration.from_pretrained(args.source).eval()
-        processor = AutoProcessor.from_pretrained(args.source)
-        weights = None
-        if args.calibration is not None:
-            shards = open_corpus(args.calibration, streaming=True)
-            records = (record for shard in shards for record in shard.read(0))
-            weights = mean_gate_weights(model, processor, records, args.num_records, args.image_folder)
-        llava, processor = export_llava(model, processor, weights)
-        llava.save_pretrained(folder, max_shard_size=args.max_shard_size)
-        processor.save_pretrained(folder)
-    shown = "equal" if weights is None else " ".join(f"{weight:.3f}" for weight in weights.tolist())
-    logger.info("Weights of the local alignment embeddings: %s. Written to %s.", shown, args.out)

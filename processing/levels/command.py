@@ -1,33 +1,22 @@
 """
-Cuts the scores of a corpus into alignment levels: the data of stage 1, how it was cut, and two pictures to look at.
-
-    aligngpt levels --scores scores --output_dir levels
-    aligngpt levels --scores scores --output_dir levels_4 --num_levels 4 --rule equal-width
-    aligngpt levels --scores new_scores --output_dir new_levels --apply levels/alignment_levels.json
-
-The output folder holds parquet files that `aligngpt.training.pretrain` takes as `--train_file` (or one JSON of LLaVA's
-form with `--to llava-json`), `alignment_levels.json`, `levels.png` and `samples.png`. It is there whole or not at all.
-Instead of scores, a LLaVA JSON is taken whose records have levels (`alignment_level`, or the authors' `similarity`),
-which are kept unless a rule is named, or scores (`alignment_score`).
+The run of `aligngpt levels`: the rows are read twice, once for a histogram of their scores and once to be written with
+their levels.
 """
 
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from rich.console import Console
-from rich.table import Table
 from tqdm.auto import tqdm
 
 from aligngpt.processing.atomic_output import new_folder
-from aligngpt.processing.command_line import parse_command
 from aligngpt.processing.corpus.faults import Fault
 from aligngpt.processing.corpus.records import read_record
 from aligngpt.processing.corpus.samples import check_single
@@ -36,6 +25,7 @@ from aligngpt.processing.scoring.folder import ScoreFolder, rows_per_group
 from aligngpt.processing.scoring.parts import describe_sample, output_features
 
 from .cuts import LevelCuts, ScoreHistogram
+from .levels_command import LevelArguments
 from .outputs import LevelSummary, write_llava_json, write_parquet
 from .pictures import draw_levels, draw_samples
 
@@ -54,39 +44,6 @@ Image-text pairs with alignment levels: {cuts.count} pairs, {cuts.num_levels} le
 """
 
 
-@dataclass
-class LevelArguments:
-    """What to cut, and how."""
-
-    scores: str = field(
-        metadata={"help": "Folder that `aligngpt score` wrote, or LLaVA JSON that has levels as `similarity`."}
-    )
-    output_dir: str = field(metadata={"help": "Where the data with levels goes; must not be there yet."})
-    num_levels: int = field(default=8, metadata={"help": "N."})
-    rule: Literal["equal-frequency", "equal-width"] | None = field(
-        default=None,
-        metadata={
-            "help": "Levels of equal size (the paper's ranks; what is done with scores if nothing is said), or of "
-            "equal width."
-        },
-    )
-    apply: str | None = field(
-        default=None, metadata={"help": "An alignment_levels.json: its cut points, instead of new ones."}
-    )
-    random: int | None = field(
-        default=None, metadata={"help": "Seed of random levels, whatever the scores are: the ablation."}
-    )
-    min_level: int = field(
-        default=0, metadata={"help": "Leave out pairs of lower levels; text-only rows have none and stay."}
-    )
-    to: Literal["parquet", "llava-json"] = field(default="parquet", metadata={"help": "Form of the output."})
-    image_folder: str | None = field(
-        default=None,
-        metadata={"help": "Folder of the images, for the sheet of samples; the one they were scored from."},
-    )
-    samples_per_level: int = field(default=6, metadata={"help": "Pairs of each level in the sheet of samples."})
-
-
 def cut_corpus(args: LevelArguments) -> tuple[LevelCuts, LevelSummary]:
     """
     Writes the data with levels; returns how they were cut, and what is in each.
@@ -101,7 +58,7 @@ def cut_corpus(args: LevelArguments) -> tuple[LevelCuts, LevelSummary]:
     if args.apply is not None and args.random is not None:
         raise ValueError("Levels are random or cut at known points: give --apply or --random, not both.")
     with new_folder(args.output_dir) as folder:
-        source = _Source(args.scores)
+        source = _Source(args.data)
         histogram = ScoreHistogram()
         given = 0
         for table in source.tables(["alignment_score", "alignment_level"]):
@@ -246,22 +203,3 @@ def _check_complete(table: pa.Table, column: str, needed: np.ndarray) -> None:
 def _at_least(table: pa.Table, min_level: int) -> pa.Table:
     levels = table["alignment_level"]
     return table.filter(pc.or_(pc.is_null(levels), pc.greater_equal(pc.fill_null(levels, -1), min_level)))
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """The command `aligngpt levels`."""
-    args = parse_command(LevelArguments, arguments, "levels", __doc__)
-    cuts, summary = cut_corpus(args)
-    table = Table("level", "pairs", "lowest", "mean", "highest score", title=f"{cuts.count} pairs, {cuts.rule}")
-    for level, (count, lowest, mean, highest) in enumerate(summary.rows()):
-        scores = (f"{value:.4f}" if np.isfinite(value) else "" for value in (lowest, mean, highest))
-        table.add_row(str(level), str(count), *scores)
-    Console().print(table)
-    if args.min_level:
-        left_out = int(summary.counts[: args.min_level].sum())
-        logger.info("Left out: %d pairs of levels below %d.", left_out, args.min_level)
-    logger.info("Written to %s; look at levels.png and samples.png there.", args.output_dir)
-
-
-if __name__ == "__main__":
-    main()

@@ -3,10 +3,9 @@
 import json
 
 import pytest
-from trl import ModelConfig, TrlParser
 
 from aligngpt.training import pretrain, sft
-from aligngpt.training.arguments import AblationArguments, ComposeArguments, DataArguments, StageConfig, find_recipe
+from aligngpt.training.command_line import StageParser
 
 
 OVERRIDES = ["--max_steps", "3", "--per_device_train_batch_size", "4", "--logging_steps", "1"]
@@ -32,9 +31,9 @@ def run_recipe():
     """A function that runs a recipe as the script that it is for does, with more arguments; returns the trainer."""
 
     def run(name, *arguments):
-        module, own = (pretrain, ComposeArguments) if name.startswith("pretrain") else (sft, AblationArguments)
-        parser = TrlParser((DataArguments, own, StageConfig, ModelConfig))
-        return module.main(*parser.parse_args_and_config(args=find_recipe(["--config", name, *map(str, arguments)])))
+        module = pretrain if name.startswith("pretrain") else sft
+        parser = StageParser(name.partition("_")[0])
+        return module.main(*parser.parse(["--config", name, *map(str, arguments)]))
 
     return run
 
@@ -46,9 +45,9 @@ def run_pretrain(run_recipe, data, vision_folder, text_folder):
     def run(folder, *arguments, parts=True):
         arguments = [*OVERRIDES, "--output_dir", folder, *arguments]
         if parts:
-            arguments += ["--vision_model_name_or_path", vision_folder, "--text_model_name_or_path", text_folder]
-        if "--train_file" not in arguments:
-            arguments += ["--train_file", data / "pairs.jsonl"]
+            arguments += ["--vision", vision_folder, "--text", text_folder]
+        if not {"--data", "--train_file"} & set(map(str, arguments)):
+            arguments += ["--data", data / "pairs.jsonl"]
         return run_recipe("pretrain_tiny_cpu", *arguments, "--image_folder", data)
 
     return run
@@ -60,9 +59,9 @@ def run_sft(run_recipe, data):
 
     def run(base, folder, *arguments):
         arguments = [*OVERRIDES, "--output_dir", folder, *arguments]
-        if "--train_file" not in arguments:
-            arguments += ["--train_file", data / "chats.jsonl"]
-        return run_recipe("sft_tiny_cpu", *arguments, "--model_name_or_path", base, "--image_folder", data)
+        if not {"--data", "--train_file"} & set(map(str, arguments)):
+            arguments += ["--data", data / "chats.jsonl"]
+        return run_recipe("sft_tiny_cpu", *arguments, "--model", base, "--image_folder", data)
 
     return run
 

@@ -149,7 +149,7 @@ def test_streamed_rows_are_shuffled_by_the_seed_without_an_end(tmp_path):
     path = write_json(tmp_path / "data.json", [{"id": i, "image": "a.png", "caption": "cat"} for i in range(50)])
 
     def ids(seed, count):
-        data_args = DataArguments(train_file=path, streaming=True, shuffle_buffer_size=50)
+        data_args = DataArguments(data=path, streaming=True, shuffle_buffer_size=50)
         training_args = StageConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, seed=seed)
         rows = load_datasets(data_args, training_args)["train_dataset"]
         return [int(row["id"]) for row in islice(rows, count)]
@@ -186,7 +186,7 @@ def test_pictures_under_a_name_that_is_not_known_are_refused_by_that_name(
 ):
     path = write_json(tmp_path / "data.json", UNKNOWN_FIELD)
     training_args = StageConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False)
-    data_args = DataArguments(train_file=path, image_folder=image_folder, streaming=streaming)
+    data_args = DataArguments(data=path, image_folder=image_folder, streaming=streaming)
     with pytest.raises(ValueError, match=rf"No row of .* has a picture, and {why}.*'file_name'.*--image_column"):
         load_datasets(data_args, training_args, needs_images)
     data_args.image_column = "file_name"
@@ -197,7 +197,7 @@ def test_pictures_under_a_name_that_is_not_known_are_refused_by_that_name(
 def test_text_without_pictures_trains_in_stage_2_where_no_image_folder_is_named(tmp_path):
     path = write_json(tmp_path / "data.json", RECORDS[2:])
     training_args = StageConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False)
-    assert len(load_datasets(DataArguments(train_file=path), training_args)["train_dataset"]) == 1
+    assert len(load_datasets(DataArguments(data=path), training_args)["train_dataset"]) == 1
 
 
 def test_captions_without_a_question_and_dropped_answers_are_told_by_number(tmp_path, caplog):
@@ -207,6 +207,6 @@ def test_captions_without_a_question_and_dropped_answers_are_told_by_number(tmp_
     for needs_images in (False, True):
         caplog.clear()
         with caplog.at_level("WARNING", logger="aligngpt"):
-            load_datasets(DataArguments(train_file=path), training_args, needs_images)
+            load_datasets(DataArguments(data=path), training_args, needs_images)
         assert "1 of 4 rows" in caplog.text and "first turn by the assistant was left out" in caplog.text
         assert ("a caption without a question" in caplog.text) == (not needs_images)

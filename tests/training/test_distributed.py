@@ -13,9 +13,8 @@ import torch
 
 RUN = """
 import sys, torch, torch.distributed as dist
-from trl import ModelConfig, TrlParser
 from aligngpt.training import pretrain, sft
-from aligngpt.training.arguments import *
+from aligngpt.training.command_line import StageParser
 from aligngpt.training.collator import AlignGPTDataCollator
 
 torch.set_num_threads(1)
@@ -27,10 +26,8 @@ def torch_call(self, rows):
     ids.append([row["id"] for row in rows])
     return original(self, rows)
 AlignGPTDataCollator.torch_call = torch_call
-groups = {"pretrain": (DataArguments, ComposeArguments), "sft": (DataArguments, AblationArguments)}[module]
-parser = TrlParser((*groups, StageConfig, ModelConfig))
 main = {"pretrain": pretrain, "sft": sft}[module].main
-trainer = main(*parser.parse_args_and_config(args=find_recipe(arguments)))
+trainer = main(*StageParser(module).parse(arguments))
 rank = trainer.args.process_index
 parameters = {name: p.detach() for name, p in trainer.model.named_parameters() if p.requires_grad}
 logs = [log for log in trainer.state.log_history if "loss" in log]

@@ -36,10 +36,11 @@ def test_a_row_of_stage_1_is_shown_with_its_level(inspect, data):
 
 
 def test_colours_go_to_a_page(inspect, data, tmp_path):
-    inspect("--data", data / "chats.jsonl", "--out", tmp_path / "row.html")
+    inspect("--data", data / "chats.jsonl", "--output_file", tmp_path / "row.html")
     assert "color" in (tmp_path / "row.html").read_text()
 
 
-def test_a_row_that_is_not_there_is_said_so(inspect, data):
-    with pytest.raises(SystemExit, match="has no row 999"):
+def test_a_row_that_is_not_there_is_said_so(inspect, data, capsys):
+    with pytest.raises(SystemExit):
         inspect("--data", data / "chats.jsonl", "--id", "999")
+    assert "has no row 999" in capsys.readouterr().err

@@ -132,10 +132,11 @@ def test_published_results_come_into_the_card(tmp_path, monkeypatch):
     assert "| lmms-lab/POPE | pope | 86.0 |" in read_card(tmp_path)[0]
 
 
-def test_a_folder_that_no_stage_wrote_has_no_card(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["aligngpt", "card", "--model", str(tmp_path)])
-    with pytest.raises(ValueError, match="has no training_stages.json"):
+def test_a_folder_that_no_stage_wrote_has_no_card(checkpoint, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["aligngpt", "card", "--model", str(checkpoint)])
+    with pytest.raises(SystemExit):
         main()
+    assert "has no training_stages.json" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["model", "adapter"])

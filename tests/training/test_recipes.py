@@ -58,7 +58,7 @@ def test_the_numbers_are_the_paper_s(name):
     assert (recipe["lr_scheduler_type"], recipe["warmup_steps"], recipe["weight_decay"]) == ("cosine", 0.03, 0.0)
     assert recipe["num_train_epochs"] == 1 and recipe["optim"].startswith("adamw")
     assert recipe["max_length"] == (1024 if name.endswith("t4") else 2048)
-    assert recipe["gradient_checkpointing"]
+    assert recipe["activation_checkpointing"]
     # A T4 has neither bf16 nor tf32
     half = {"bf16": not name.endswith("t4"), "fp16": name.endswith("t4"), "tf32": not name.endswith("t4")}
     assert {key: recipe.get(key, False) for key in half} == half
@@ -72,9 +72,9 @@ def test_the_numbers_are_the_paper_s(name):
 def test_stage_1_takes_the_paper_s_parts(name):
     recipe = read(name)
     if name.startswith("pretrain"):
-        assert recipe["vision_model_name_or_path"] == "openai/clip-vit-large-patch14-336"
+        assert recipe["vision"] == "openai/clip-vit-large-patch14-336"
         size = {"pretrain_13b": "vicuna-13b-v1.5", "pretrain_llama3_8b": "Llama-3-8B-Instruct"}
-        assert recipe["text_model_name_or_path"].endswith(size.get(name, "vicuna-7b-v1.5"))
+        assert recipe["text"].endswith(size.get(name, "vicuna-7b-v1.5"))
         assert recipe["num_alignment_levels"] == NUM_LEVELS.get(name, 8)
 
 
@@ -96,10 +96,10 @@ def test_a_recipe_runs_with_tiny_parts_and_trains_what_it_should(
         pairs = [json.loads(line) for line in (data / "pairs.jsonl").read_text().splitlines()]
         pairs = [pair | {"alignment_level": pair["id"] % num_levels} for pair in pairs]
         (tmp_path / "pairs.json").write_text(json.dumps(pairs))
-        arguments += ["--train_file", tmp_path / "pairs.json", "--text_model_name_or_path", text_folder]
-        arguments += ["--vision_model_name_or_path", vision_folder]
+        arguments += ["--data", tmp_path / "pairs.json", "--text", text_folder]
+        arguments += ["--vision", vision_folder]
     else:
-        arguments += ["--train_file", data / "chats.jsonl", "--model_name_or_path", stage_1]
+        arguments += ["--data", data / "chats.jsonl", "--model_name_or_path", stage_1]
     trainer = run_recipe(name, *arguments)
     assert trainer.state.global_step == 2
     args = trainer.args

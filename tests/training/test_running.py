@@ -19,9 +19,8 @@ from aligngpt.training.checkpoints import find_checkpoint
 COMMAND = """
 import sys, time
 from transformers import TrainerCallback
-from trl import ModelConfig, TrlParser
 from aligngpt.training import {module}
-from aligngpt.training.arguments import *
+from aligngpt.training.command_line import StageParser
 from aligngpt.training.trainer import AlignGPTTrainer
 
 class Slow(TrainerCallback):
@@ -34,15 +33,13 @@ def init(self, *args, **kwargs):
     original(self, *args, **kwargs)
     self.add_callback(Slow())
 AlignGPTTrainer.__init__ = init
-parser = TrlParser(({arguments}, StageConfig, ModelConfig))
-{module}.main(*parser.parse_args_and_config(args=find_recipe(sys.argv[1:])))
+{module}.main(*StageParser("{module}").parse(sys.argv[1:]))
 """
 
 
 def start(module, folder, arguments, pause=0.0):
     """A training script in a process of its own, which says when a step is done and then waits a little."""
-    groups = {"sft": "DataArguments, AblationArguments", "pretrain": "DataArguments, ComposeArguments"}[module]
-    code = COMMAND.format(module=module, arguments=groups, pause=pause)
+    code = COMMAND.format(module=module, pause=pause)
     return subprocess.Popen(
         [sys.executable, "-c", code, "--config", {"sft": "sft_tiny_cpu", "pretrain": "pretrain_tiny_cpu"}[module]]
         + ["--output_dir", str(folder), "--per_device_train_batch_size", "2", "--logging_steps", "1"]

@@ -11,8 +11,10 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor, set_seed
 
+from aligngpt.processing.command_output import Mistakes
 from aligngpt.training import sft
 from aligngpt.training.arguments import find_recipe
+from aligngpt.training.stages import hold_trained_in_float32
 from aligngpt.weights.composing import compose
 
 
@@ -100,8 +102,10 @@ def test_in_bf16_what_trains_is_held_in_float32_and_learns(run_pretrain, tmp_pat
 
 
 def test_half_precision_without_autocast_is_refused(run_pretrain, tmp_path):
-    with pytest.raises(ValueError, match="The model is in torch.bfloat16: set bf16 or fp16 to true"):
+    with pytest.raises(Mistakes, match="--dtype bfloat16: .* add --dtype float32, or set bf16 to true"):
         run_pretrain(tmp_path, "--dtype", "bfloat16")
+    with pytest.raises(ValueError, match="The model is in torch.bfloat16: set bf16 or fp16 to true"):
+        hold_trained_in_float32(torch.nn.Linear(2, 2).bfloat16().requires_grad_(False), autocast=False)
 
 
 @pytest.mark.parametrize("flag", ["use_peft", "load_in_4bit"])
@@ -150,7 +154,7 @@ def test_different_numbers_of_levels_are_refused(run_pretrain, checkpoint, data,
     (tmp_path / "levels" / "pairs.json").write_text(json.dumps([{"image": "0.png", "caption": "a", "similarity": 1}]))
     (tmp_path / "levels" / "alignment_levels.json").write_text(json.dumps({"num_levels": 4}))
     with pytest.raises(ValueError, match="differ: the model has 8, the data were cut into 4"):
-        run_pretrain(tmp_path / "out", "--train_file", tmp_path / "levels")
+        run_pretrain(tmp_path / "out", "--data", tmp_path / "levels")
 
 
 def test_pretraining_needs_a_model_or_its_two_parts(run_pretrain, tmp_path):
@@ -166,7 +170,7 @@ def test_a_recipe_that_does_not_exist_lists_those_that_do():
 def test_the_scripts_run_as_modules_and_as_files():
     for command in (["-m", "aligngpt.training.pretrain"], [str(Path(sft.__file__))]):
         result = subprocess.run([sys.executable, *command, "--help"], capture_output=True, text=True, check=True)
-        assert "--train_file" in result.stdout
+        assert "--data" in result.stdout
 
 
 def test_stage_2_pads_images_to_a_square_and_stage_1_crops_them(run_pretrain, run_sft, stage_1, tmp_path):

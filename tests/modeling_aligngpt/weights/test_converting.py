@@ -5,7 +5,7 @@ The authors' checkpoints and LLaVA's become AlignGPT, against a forward pass in 
 import json
 import os
 import shutil
-import sys
+from pkgutil import resolve_name
 
 import pytest
 import sentencepiece
@@ -21,7 +21,8 @@ from transformers import (
     LlavaForConditionalGeneration,
 )
 
-from aligngpt.__main__ import main
+from aligngpt.__main__ import COMMANDS
+from aligngpt.processing.command_output import Mistakes
 from aligngpt.weights.converting import convert
 
 from ...hub_server import LoopbackHub  # noqa: TID252
@@ -136,13 +137,9 @@ def source(authors, text_folder, vision_folder, tmp_path):
     return folder
 
 
-def run(*arguments):
-    """`aligngpt` with these arguments, in this process."""
-    before, sys.argv = sys.argv, ["aligngpt", *(str(argument) for argument in arguments)]
-    try:
-        main()
-    finally:
-        sys.argv = before
+def run(command, *arguments):
+    """`aligngpt` with these arguments, in this process, with the exceptions that it tells users in a line."""
+    resolve_name(COMMANDS[command][0])([str(argument) for argument in arguments])
 
 
 def load(folder):
@@ -253,7 +250,7 @@ def test_a_stage_1_file_fills_a_composed_model(prefix, authors, checkpoint, tmp_
 def test_a_private_checkpoint_is_converted_from_the_hub(source, authors, run_python, tmp_path):
     code = f"""
 from huggingface_hub import HfApi
-from aligngpt.weights.converting import main
+from aligngpt.weights.convert_command import main
 api = HfApi()
 api.create_repo("authors", private=True)
 api.upload_folder(repo_id="tester/authors", folder_path={str(source)!r})
@@ -390,7 +387,7 @@ def test_a_damaged_checkpoint_is_refused_and_leaves_nothing(kind, source, tmp_pa
 def test_a_disk_that_is_full_at_the_end_leaves_nothing(source, tmp_path, run_python):
     code = f"""
 import resource, signal, sys
-from aligngpt.weights.converting import convert, main
+from aligngpt.weights.convert_command import main
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))  # of a file: small ones fit, the weights do not
 try:
@@ -415,7 +412,7 @@ def test_what_is_no_checkpoint_of_a_known_kind_is_refused(text_folder, tmp_path)
 def test_an_output_folder_with_something_in_it_is_not_written_over(source, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "precious").write_text("x")
-    with pytest.raises(FileExistsError, match="there already"):
+    with pytest.raises(Mistakes, match="there already, and not empty"):
         run("convert", source, "--out", tmp_path / "out")
     assert os.listdir(tmp_path / "out") == ["precious"]
 

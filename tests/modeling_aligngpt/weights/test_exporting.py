@@ -9,7 +9,8 @@ import torch
 from transformers import PhiConfig, PhiForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from aligngpt.weights.composing import compose
-from aligngpt.weights.exporting import export_llava, main, mean_gate_weights
+from aligngpt.weights.export_command import main
+from aligngpt.weights.exporting import export_llava, mean_gate_weights
 
 
 STRANGER = """

@@ -338,7 +338,7 @@ def test_training_reads_the_table(stage, corpus, processor):
 def test_the_check_says_what_training_would(stage, corpus, processor, tmp_path):
     options = {"chat_template": "plain", "num_alignment_levels": 8} if stage == "pretrain" else {}
     collator = AlignGPTDataCollator(processor, image_folder=str(corpus), **options)
-    data_args = DataArguments(train_file=str(corpus / "records.jsonl"), image_folder=str(corpus))
+    data_args = DataArguments(data=str(corpus / "records.jsonl"), image_folder=str(corpus))
     training_args = StageConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False)
     assert check_data(data_args, training_args, collator) == 1
     report = json.loads((tmp_path / "data_check.json").read_text())

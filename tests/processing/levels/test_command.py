@@ -55,7 +55,7 @@ def cut(scores, tmp_path):
     """A function that cuts the scores and returns the rows of the output."""
 
     def run(output="levels", **changed) -> list[dict]:
-        cut_corpus(LevelArguments(**({"scores": scores, "output_dir": str(tmp_path / output)} | changed)))
+        cut_corpus(LevelArguments(**({"data": scores, "output_dir": str(tmp_path / output)} | changed)))
         return read_rows(tmp_path / output)
 
     return run
@@ -109,7 +109,7 @@ def test_old_cut_points_bucket_new_data(cut, corpus, clip_scorer, tmp_path):
     old = cut(num_levels=5)
     cuts = LevelCuts.load(tmp_path / "levels" / "alignment_levels.json")
     new = score(corpus / "b.jsonl", clip_scorer, tmp_path / "new", image_folder=str(corpus / "images"))
-    rows = cut("applied", scores=new, apply=str(tmp_path / "levels" / "alignment_levels.json"))
+    rows = cut("applied", data=new, apply=str(tmp_path / "levels" / "alignment_levels.json"))
     expected = [sum(round(row["alignment_score"], 4) >= cut for cut in cuts.cut_points) for row in scored(rows)]
     assert [row["alignment_level"] for row in scored(rows)] == expected
     assert expected == [row["alignment_level"] for row in scored(old) if row["shard"] == "b.jsonl"]
@@ -130,7 +130,7 @@ def test_random_levels_come_from_the_seed_alone(cut, corpus, clip_scorer, tmp_pa
     )
     images = str(corpus / "images")
     parts = score(corpus / "*.jsonl", clip_scorer, tmp_path / "parts", image_folder=images, rows_per_part=17)
-    assert first == again == [row["alignment_level"] for row in scored(cut("parts_cut", scores=parts, random=3))]
+    assert first == again == [row["alignment_level"] for row in scored(cut("parts_cut", data=parts, random=3))]
     assert first != other and set(first) == set(range(8))
     written = json.loads((tmp_path / "first" / "alignment_levels.json").read_text())
     assert (written["rule"], written["seed"], written["cut_points"]) == ("random", 3, [])
@@ -157,7 +157,7 @@ def test_llava_json_comes_out_and_goes_in_again(cut, tmp_path):
         for name in ("alignment_score", "alignment_level"):
             record.pop(name, None)
     (tmp_path / "authors.json").write_text(json.dumps(records))
-    given = cut("given", scores=str(tmp_path / "authors.json"))
+    given = cut("given", data=str(tmp_path / "authors.json"))
     assert [row["alignment_level"] for row in given] == [row["alignment_level"] for row in rows]
     assert json.loads((tmp_path / "given" / "alignment_levels.json").read_text())["rule"] == "given"
 
@@ -171,7 +171,7 @@ def test_a_given_level_out_of_range_is_named(level, message, cut, tmp_path):
     records.append({"id": "x", "image": "x.png", "caption": "x", "similarity": level})
     (tmp_path / "authors.json").write_text(json.dumps(records))
     with pytest.raises(ValueError, match=message):
-        cut(scores=str(tmp_path / "authors.json"))
+        cut(data=str(tmp_path / "authors.json"))
     assert os.listdir(tmp_path) == ["authors.json"]
 
 
@@ -195,7 +195,7 @@ def test_scores_that_are_not_complete_are_refused(corpus, clip_scorer, scores, c
             os.makedirs(tmp_path / "some", exist_ok=True)
             os.link(os.path.join(scores, name), tmp_path / "some" / name)
     with pytest.raises(ValueError, match="not complete"):
-        cut(scores=str(tmp_path / "some"))
+        cut(data=str(tmp_path / "some"))
 
 
 def test_a_folder_with_something_in_it_is_not_written_over(cut, tmp_path):
@@ -212,7 +212,7 @@ def test_the_sheet_shows_pairs_of_each_level_in_its_row(clip_scorer, cut, tmp_pa
         Image.new("RGB", (30, 30), colour).save(tmp_path / f"{index}.png")
     records = [{"image": f"{index % 4}.png", "caption": "$x_ {%", "similarity": index % 4} for index in range(12)]
     (tmp_path / "authors.json").write_text(json.dumps(records))
-    options = {"scores": str(tmp_path / "authors.json"), "num_levels": 4, "samples_per_level": 3}
+    options = {"data": str(tmp_path / "authors.json"), "num_levels": 4, "samples_per_level": 3}
     cut(**options, image_folder=str(tmp_path))
     sheet = np.asarray(Image.open(tmp_path / "levels" / "samples.png").convert("RGB")).astype(int)
     height = len(sheet) // 4
@@ -253,14 +253,14 @@ def test_stage_1_takes_images_from_inside_the_output(cut, corpus, clip_scorer, p
         }
     )
     data.cast_column("image", datasets.Image()).to_parquet(tmp_path / "pairs.parquet")
-    cut(scores=score(tmp_path / "pairs.parquet", clip_scorer, tmp_path / "inside"), num_levels=2)
+    cut(data=score(tmp_path / "pairs.parquet", clip_scorer, tmp_path / "inside"), num_levels=2)
     data = load_training_data(str(tmp_path / "levels"))
     for row, file in zip(data, files, strict=True):
         assert row["images"][0]["bytes"] == file.read_bytes()
     batch = AlignGPTDataCollator(processor=processor, chat_template="plain", num_alignment_levels=2)(list(data))
     assert batch["alignment_levels"].bincount().tolist() == [5, 5] and len(batch["pixel_values"]) == 10
     with pytest.raises(ValueError, match="--to parquet"):
-        cut("json", scores=str(tmp_path / "inside"), num_levels=2, to="llava-json")
+        cut("json", data=str(tmp_path / "inside"), num_levels=2, to="llava-json")
     assert {"json", ".json.unfinished"}.isdisjoint(os.listdir(tmp_path))
 
 
@@ -273,15 +273,15 @@ def test_a_level_or_score_never_goes_to_another_pair(key, cut, tmp_path):
     ]
     (tmp_path / "some.json").write_text(json.dumps(records))
     with pytest.raises(ValueError, match="A has an image, but no|cannot be cut"):
-        cut(scores=str(tmp_path / "some.json"), num_levels=2)
+        cut(data=str(tmp_path / "some.json"), num_levels=2)
 
 
 def test_given_levels_are_kept_unless_others_are_asked_for(cut, tmp_path):
     rows = cut("json", to="llava-json", min_level=4) or json.loads((tmp_path / "json" / "pairs.json").read_text())
     levels = [row["alignment_level"] for row in rows if "alignment_level" in row]
-    again = scored(cut("again", scores=str(tmp_path / "json" / "pairs.json")))
+    again = scored(cut("again", data=str(tmp_path / "json" / "pairs.json")))
     assert [row["alignment_level"] for row in again] == levels and min(levels) == 4
-    anew = scored(cut("anew", scores=str(tmp_path / "json" / "pairs.json"), rule="equal-frequency", num_levels=2))
+    anew = scored(cut("anew", data=str(tmp_path / "json" / "pairs.json"), rule="equal-frequency", num_levels=2))
     assert sorted({row["alignment_level"] for row in anew}) == [0, 1]
     assert json.loads((tmp_path / "json" / "alignment_levels.json").read_text())["min_level"] == 4
 
@@ -308,5 +308,5 @@ def test_old_cut_points_on_data_without_a_score_are_no_obstacle(cut, corpus, cli
     cut()
     (tmp_path / "text.jsonl").write_text('{"id": "a", "caption": "no image"}\n')
     texts = score(tmp_path / "text.jsonl", clip_scorer, tmp_path / "texts")
-    (row,) = cut("applied", scores=texts, apply=str(tmp_path / "levels" / "alignment_levels.json"))
+    (row,) = cut("applied", data=texts, apply=str(tmp_path / "levels" / "alignment_levels.json"))
     assert row["alignment_level"] is None

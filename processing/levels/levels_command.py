@@ -1,0 +1,75 @@
+"""
+Cuts the scores of a corpus into alignment levels: the data of stage 1, how it was cut, and two pictures to look at.
+
+    aligngpt levels scores --output_dir levels
+    aligngpt levels scores --output_dir levels_4 --num_levels 4 --rule equal-width
+    aligngpt levels new_scores --output_dir new_levels --apply levels/alignment_levels.json
+
+The output folder holds parquet files that `aligngpt pretrain` takes as `--data` (or one JSON of LLaVA's form with
+`--to llava-json`), `alignment_levels.json`, `levels.png` and `samples.png`. It is there whole or not at all.
+Instead of scores, a LLaVA JSON is taken whose records have levels (`alignment_level`, or the authors' `similarity`),
+which are kept unless a rule is named, or scores (`alignment_score`).
+"""
+
+import logging
+from dataclasses import dataclass, field
+from typing import Literal
+
+from aligngpt.processing.command_line import parse_command
+
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class LevelArguments:
+    """What to cut, and how."""
+
+    data: str = field(
+        metadata={"help": "Folder that `aligngpt score` wrote, or LLaVA JSON that has levels as `similarity`."}
+    )
+    output_dir: str = field(metadata={"help": "Where the data with levels goes; must not be there yet."})
+    num_levels: int = field(default=8, metadata={"help": "N."})
+    rule: Literal["equal-frequency", "equal-width"] | None = field(
+        default=None,
+        metadata={
+            "help": "Levels of equal size (the paper's ranks; what is done with scores if nothing is said), or of "
+            "equal width."
+        },
+    )
+    apply: str | None = field(
+        default=None, metadata={"help": "An alignment_levels.json: its cut points, instead of new ones."}
+    )
+    random: int | None = field(
+        default=None, metadata={"help": "Seed of random levels, whatever the scores are: the ablation."}
+    )
+    min_level: int = field(
+        default=0, metadata={"help": "Leave out pairs of lower levels; text-only rows have none and stay."}
+    )
+    to: Literal["parquet", "llava-json"] = field(default="parquet", metadata={"help": "Form of the output."})
+    image_folder: str | None = field(
+        default=None,
+        metadata={"help": "Folder of the images, for the sheet of samples; the one they were scored from."},
+    )
+    samples_per_level: int = field(default=6, metadata={"help": "Pairs of each level in the sheet of samples."})
+
+
+def main(arguments: list[str]) -> None:
+    """The command `aligngpt levels`."""
+    args = parse_command(LevelArguments, arguments, "levels", __doc__, first="data", new_output=True)
+    import numpy as np
+    from rich.console import Console
+    from rich.table import Table
+
+    from .command import cut_corpus
+
+    cuts, summary = cut_corpus(args)
+    table = Table("level", "pairs", "lowest", "mean", "highest score", title=f"{cuts.count} pairs, {cuts.rule}")
+    for level, (count, lowest, mean, highest) in enumerate(summary.rows()):
+        scores = (f"{value:.4f}" if np.isfinite(value) else "" for value in (lowest, mean, highest))
+        table.add_row(str(level), str(count), *scores)
+    Console().print(table)
+    if args.min_level:
+        left_out = int(summary.counts[: args.min_level].sum())
+        logger.info("Left out: %d pairs of levels below %d.", left_out, args.min_level)
+    logger.info("Written to %s; look at levels.png and samples.png there.", args.output_dir)
