@@ -34,7 +34,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from aligngpt.processing.scoring.command import ScoreArguments, score_corpus
+from aligngpt.processing.scoring.command import ScoreArguments
+from aligngpt.processing.scoring.run import score_corpus
 
 
 WORDS = [

@@ -11,11 +11,11 @@ from aligngpt.processing.command_output import start_logging, told_in_a_line
 
 COMMANDS = {
     "score": (
-        "aligngpt.processing.scoring.score_command:main",
+        "aligngpt.processing.scoring.command:main",
         "score how well captions fit their images",
     ),
     "levels": (
-        "aligngpt.processing.levels.levels_command:main",
+        "aligngpt.processing.levels.command:main",
         "cut scores into alignment levels: data for stage 1",
     ),
     "compose": ("aligngpt.weights.compose_command:main", "make a model from a vision tower and a language model"),

@@ -54,7 +54,8 @@ def test_no_file_imports_a_folder_by_its_name():
 # lowest floors, those of the images beside the corpus that opens its pictures by them
 FLOORS = (
     ("aligngpt.processing.image_conversion_aligngpt", "aligngpt.processing.image_loading_aligngpt"),
-    ("aligngpt.processing.atomic_output", "aligngpt.processing.command_line", "aligngpt.processing.chat_templates"),
+    ("aligngpt.processing.atomic_output", "aligngpt.processing.chat_templates"),
+    ("aligngpt.processing.argument_checks", "aligngpt.processing.command_output", "aligngpt.processing.command_line"),
     ("aligngpt.processing.corpus",),
     ("aligngpt.processing.scoring",),
     ("aligngpt.processing.levels",),
@@ -86,7 +87,11 @@ def package_imports():
     for module, path in files.items():
         package = module if path.name == "__init__.py" else module.rpartition(".")[0]
         imported = set()
-        for node in ast.walk(ast.parse(path.read_text())):
+        tree = ast.parse(path.read_text())
+        for checked in (node for node in ast.walk(tree) if isinstance(node, ast.If)):
+            if ast.unparse(checked.test) == "TYPE_CHECKING":  # for type checkers alone
+                checked.body = []
+        for node in ast.walk(tree):
             if isinstance(node, ast.ImportFrom):
                 base = ".".join(package.split(".")[: len(package.split(".")) - node.level + 1]) if node.level else ""
                 base = ".".join(filter(None, (base, node.module)))

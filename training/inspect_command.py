@@ -38,8 +38,9 @@ def main(arguments: list[str]) -> None:
     from rich.text import Text
     from transformers import AutoProcessor
 
-    from aligngpt import AlignGPTDataCollator, load_training_data
     from aligngpt.processing.chat_templates import is_interleaved
+    from aligngpt.training.collator import AlignGPTDataCollator
+    from aligngpt.training.data import load_training_data
 
     from .inspection import STYLES, render_row
 

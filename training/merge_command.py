@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> None:
     args = parse_command(MergeArguments, arguments, "merge", __doc__, first="adapter", new_output=True)
     import torch
 
-    from aligngpt import load_adapter
+    from aligngpt.training.merge import load_adapter
     from aligngpt.training.model_card import StageRecord, write_model_card
 
     with new_folder(args.output_dir) as folder:

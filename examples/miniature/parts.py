@@ -19,8 +19,8 @@ from tiny.clip import train_clip
 from tiny.llama import train_llama
 from world import IMAGE_SIZE
 
-from aligngpt.processing.levels import levels_command
-from aligngpt.processing.scoring import score_command
+from aligngpt.processing.levels import command as levels_command
+from aligngpt.processing.scoring import command as score_command
 
 
 def draw(data: Path, size: Size) -> None:

@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> None:
     args = parse_command(ComposeCommandArguments, arguments, "compose", __doc__, new_output=True)
     from transformers import set_seed
 
-    from aligngpt import compose
+    from .composing import compose
 
     with new_folder(args.output_dir) as folder:
         set_seed(args.seed)

@@ -37,7 +37,7 @@ class ConvertArguments:
 def main(arguments: list[str]) -> None:
     """The command `aligngpt convert`."""
     args = parse_command(ConvertArguments, arguments, "convert", __doc__, first="model", new_output=True)
-    from aligngpt import convert
+    from .converting import convert
 
     with new_folder(args.output_dir) as folder:
         conversion = convert(args.model, args.vision, args.base)

@@ -42,10 +42,10 @@ def main(arguments: list[str]) -> None:
     args = parse_command(ExportArguments, arguments, "export", __doc__, first="model", new_output=True)
     from transformers import AutoProcessor
 
-    from aligngpt import AlignGPTForConditionalGeneration, export_llava
+    from aligngpt import AlignGPTForConditionalGeneration
     from aligngpt.processing.corpus.sources import open_corpus
 
-    from .exporting import mean_gate_weights
+    from .exporting import export_llava, mean_gate_weights
 
     with new_folder(args.output_dir) as folder:
         model = AlignGPTForConditionalGeneration.from_pretrained(args.model).eval()

@@ -160,7 +160,7 @@ class AlignmentScorer:
     ) -> np.ndarray:
         """
         Cosine similarities, float32 of shape (pairs,), of images (pictures or paths) and texts in memory. Texts are
-        cut at the model's length. For a corpus see `aligngpt.processing.scoring.command`.
+        cut at the model's length. For a corpus see `aligngpt.processing.scoring.run`.
 
         Raises:
             ValueError: if there are not as many texts as images, or one cannot be used; the message names it.

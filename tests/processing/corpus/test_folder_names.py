@@ -6,8 +6,10 @@ import datasets
 import pytest
 
 from aligngpt.processing.corpus.sources import open_corpus
-from aligngpt.processing.levels.command import LevelArguments, cut_corpus
-from aligngpt.processing.scoring.command import ScoreArguments, score_corpus
+from aligngpt.processing.levels.command import LevelArguments
+from aligngpt.processing.levels.cutting import cut_corpus
+from aligngpt.processing.scoring.command import ScoreArguments
+from aligngpt.processing.scoring.run import score_corpus
 from aligngpt.training.collator import AlignGPTDataCollator
 from aligngpt.training.data import load_training_data
 
@@ -69,7 +71,7 @@ def test_pairs_are_scored_cut_into_levels_and_trained_on(folder, clip_scorer, ma
     options = {"scorer": str(clip_scorer), "image_folder": images, "device": "cpu", "num_workers": 0}
     score_corpus(ScoreArguments(data=str(folder / "data.json"), output_dir=scores, **options))
     for form in ("parquet", "llava-json"):
-        cut_corpus(LevelArguments(scores=scores, output_dir=levels + form, num_levels=2, to=form))
+        cut_corpus(LevelArguments(data=scores, output_dir=levels + form, num_levels=2, to=form))
         rows = load_training_data(levels + form)
         assert sorted(rows["id"]) == ["0", "1", "2", "3"] and sorted(rows["alignment_level"]) == [0, 0, 1, 1]
         batch = AlignGPTDataCollator(processor, num_alignment_levels=2, image_folder=images)(list(rows))

@@ -17,8 +17,9 @@ from PIL import Image
 from aligngpt.__main__ import main
 from aligngpt.processing.corpus.faults import FAULT_KINDS, Fault
 from aligngpt.processing.corpus.sources import open_corpus
-from aligngpt.processing.levels.command import _row_of
-from aligngpt.processing.scoring.command import ScoreArguments, score_corpus
+from aligngpt.processing.levels.cutting import _row_of
+from aligngpt.processing.scoring.command import ScoreArguments
+from aligngpt.processing.scoring.run import score_corpus
 from aligngpt.training.arguments import DataArguments, StageConfig
 from aligngpt.training.check import check_data
 from aligngpt.training.collator import AlignGPTDataCollator

@@ -12,8 +12,10 @@ import pytest
 from PIL import Image
 
 from aligngpt.processing import LevelCuts
-from aligngpt.processing.levels.command import LevelArguments, cut_corpus
-from aligngpt.processing.scoring.command import ScoreArguments, score_corpus
+from aligngpt.processing.levels.command import LevelArguments
+from aligngpt.processing.levels.cutting import cut_corpus
+from aligngpt.processing.scoring.command import ScoreArguments
+from aligngpt.processing.scoring.run import score_corpus
 from aligngpt.training.collator import AlignGPTDataCollator
 from aligngpt.training.data import load_training_data
 
@@ -300,7 +302,7 @@ def test_stage_1_takes_llava_json_from_its_folder(cut, corpus, tmp_path):
 
 
 def test_a_picture_that_cannot_be_drawn_costs_no_data(cut, tmp_path, monkeypatch):
-    monkeypatch.setattr("aligngpt.processing.levels.command.draw_samples", lambda *_: 1 / 0)
+    monkeypatch.setattr("aligngpt.processing.levels.cutting.draw_samples", lambda *_: 1 / 0)
     assert len(cut()) == PAIRS + 1
 
 

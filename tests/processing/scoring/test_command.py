@@ -23,8 +23,9 @@ from transformers import AutoModel
 
 from aligngpt.processing import AlignmentScorer, cut_into_levels
 from aligngpt.processing.corpus.faults import Fault
-from aligngpt.processing.scoring import command, preparation
-from aligngpt.processing.scoring.command import ScoreArguments, score_corpus
+from aligngpt.processing.scoring import preparation, run
+from aligngpt.processing.scoring.command import ScoreArguments
+from aligngpt.processing.scoring.run import score_corpus
 
 
 PAIRS = 50
@@ -256,7 +257,7 @@ def be_process(monkeypatch, process, processes):
     """Makes the next runs those of one process of several."""
     state = {"process_index": process, "num_processes": processes, "is_local_main_process": process == 0}
     state = SimpleNamespace(device=torch.device("cpu"), **state)
-    monkeypatch.setattr(command, "PartialState", lambda **_: state)
+    monkeypatch.setattr(run, "PartialState", lambda **_: state)
 
 
 @pytest.mark.parametrize("lone", [(0, 3), (1, 3), (2, 3), (1, 2)])

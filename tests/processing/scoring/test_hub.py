@@ -14,7 +14,8 @@ from ...hub_server import LoopbackHub  # noqa: TID252
 
 CODE = """
 from huggingface_hub import HfApi
-from aligngpt.processing.scoring.command import ScoreArguments, score_corpus
+from aligngpt.processing.scoring.command import ScoreArguments
+from aligngpt.processing.scoring.run import score_corpus
 
 api = HfApi()
 api.create_repo("pairs", repo_type="dataset", private=True)
