@@ -24,7 +24,7 @@ from aligngpt.processing.corpus.sources import open_corpus
 from aligngpt.processing.scoring.folder import ScoreFolder, rows_per_group
 from aligngpt.processing.scoring.parts import describe_sample, output_features
 
-from .command import LevelArguments
+from .arguments import LevelArguments
 from .cuts import LevelCuts, ScoreHistogram
 from .outputs import LevelSummary, write_llava_json, write_parquet
 from .pictures import draw_levels, draw_samples

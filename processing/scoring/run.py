@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from aligngpt.processing.corpus.faults import Fault
 from aligngpt.processing.corpus.sources import Shard, open_corpus
 
-from .command import ScoreArguments
+from .arguments import ScoreArguments
 from .folder import ScoreFolder
 from .parts import describe_rows, is_done, output_features, read_batches, share_out, write_part
 from .scorer import AlignmentScorer

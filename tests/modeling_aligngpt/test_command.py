@@ -11,7 +11,7 @@ import pytest
 import aligngpt
 from aligngpt.__main__ import COMMANDS, main
 from aligngpt.processing.command_output import Mistakes, StderrHandler, told_in_a_line
-from aligngpt.processing.levels.command import LevelArguments
+from aligngpt.processing.levels.arguments import LevelArguments
 from aligngpt.weights.export_command import ExportArguments
 
 

@@ -18,7 +18,7 @@ from aligngpt.__main__ import main
 from aligngpt.processing.corpus.faults import FAULT_KINDS, Fault
 from aligngpt.processing.corpus.sources import open_corpus
 from aligngpt.processing.levels.cutting import _row_of
-from aligngpt.processing.scoring.command import ScoreArguments
+from aligngpt.processing.scoring.arguments import ScoreArguments
 from aligngpt.processing.scoring.run import score_corpus
 from aligngpt.training.arguments import DataArguments, StageConfig
 from aligngpt.training.check import check_data

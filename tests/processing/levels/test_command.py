@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from aligngpt.processing import LevelCuts
-from aligngpt.processing.levels.command import LevelArguments
+from aligngpt.processing.levels.arguments import LevelArguments
 from aligngpt.processing.levels.cutting import cut_corpus
-from aligngpt.processing.scoring.command import ScoreArguments
+from aligngpt.processing.scoring.arguments import ScoreArguments
 from aligngpt.processing.scoring.run import score_corpus
 from aligngpt.training.collator import AlignGPTDataCollator
 from aligngpt.training.data import load_training_data

@@ -24,7 +24,7 @@ from transformers import AutoModel
 from aligngpt.processing import AlignmentScorer, cut_into_levels
 from aligngpt.processing.corpus.faults import Fault
 from aligngpt.processing.scoring import preparation, run
-from aligngpt.processing.scoring.command import ScoreArguments
+from aligngpt.processing.scoring.arguments import ScoreArguments
 from aligngpt.processing.scoring.run import score_corpus
 
 

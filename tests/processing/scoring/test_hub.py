@@ -14,7 +14,7 @@ from ...hub_server import LoopbackHub  # noqa: TID252
 
 CODE = """
 from huggingface_hub import HfApi
-from aligngpt.processing.scoring.command import ScoreArguments
+from aligngpt.processing.scoring.arguments import ScoreArguments
 from aligngpt.processing.scoring.run import score_corpus
 
 api = HfApi()
