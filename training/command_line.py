@@ -38,6 +38,7 @@ SHOWN = {"output_dir", "model_name_or_path", "config", "accelerate_config", "res
 SHOWN |= {"learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs"}
 SHOWN |= {"max_length", "eval_strategy", "use_peft", "load_in_4bit"}
 SHOWN |= {"bf16", "fp16", "dtype", "use_cpu", "report_to", "push_to_hub", "hub_model_id", "help", "help_all"}
+NOT_IN_RECIPES = {"config", "accelerate_config", "help", "help_all"}
 
 
 class StageParser(CommandParser, TrlParser):
@@ -130,7 +131,12 @@ class StageParser(CommandParser, TrlParser):
 
     def set_defaults_with_config(self, **config) -> list[str]:
         now = {self.name_now(name): value for name, value in config.items()}
-        unknown = [f"the recipe has an unknown key {name}{self.suggest(name)}" for name in self._unknown_keys(now)]
+        known = {action.dest for action in self._actions} - NOT_IN_RECIPES
+        unknown = [
+            f"the recipe has an unknown key {name}"
+            + (": it belongs on the command line" if name in NOT_IN_RECIPES else self.suggest(name))
+            for name in now.keys() - known
+        ]
         for action in self._actions:
             value = now.get(action.dest)
             if action.choices is not None and value is not None and value not in action.choices:
@@ -138,10 +144,6 @@ class StageParser(CommandParser, TrlParser):
         if unknown:
             raise Mistakes(unknown)
         return super().set_defaults_with_config(**now)
-
-    def _unknown_keys(self, config: dict[str, Any]) -> list[str]:
-        known = {action.dest for action in self._actions}
-        return [name for name in config if name not in known]
 
 
 def pretrain(arguments: list[str]) -> None:

@@ -143,6 +143,11 @@ def test_a_name_that_is_neither_folder_nor_known_to_the_hub_is_told_so(aligngpt_
     assert "--text ./no: there is no such folder.\n" in told
 
 
+def test_what_is_no_adapter_is_not_merged(aligngpt_command, checkpoint, tmp_path):
+    _, _, told = aligngpt_command("merge", checkpoint, "--output_dir", tmp_path / "x")
+    assert f"--adapter {checkpoint}: the folder holds no adapter" in told
+
+
 def test_an_output_is_not_an_input(aligngpt_command, checkpoint):
     _, _, told = aligngpt_command("export", checkpoint, "--output_dir", checkpoint)
     assert f"--output_dir {checkpoint}: this is --model as well" in told

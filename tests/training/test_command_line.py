@@ -62,7 +62,7 @@ def test_everything_wrong_with_a_run_is_told_before_anything_is_loaded(told, tmp
     lines = told("pretrain", "--config=pretrain_7b", *options, "--load_in_4bit", "true").splitlines()
     expected = ["tf32 is left out"]
     expected += [
-        "--model_name_or_path",
+        "--model /",
         "--data no.json",
         "--image_folder none",
         "--output_dir",
@@ -98,10 +98,11 @@ def test_a_recipe_is_found_by_its_name_with_an_equals_sign_too():
 
 def test_a_misspelt_key_of_a_recipe_is_told_with_the_one_that_was_meant(tmp_path):
     recipe = tmp_path / "mine.yaml"
-    recipe.write_text("learning_rat: 1.0e-3\nalignment_mode: lokal\n")
+    recipe.write_text("learning_rat: 1.0e-3\nalignment_mode: lokal\naccelerate_config: zero2_8gpu\n")
     with pytest.raises(Mistakes) as error:
         StageParser("sft").parse(["--config", str(recipe), "--data", "x", "--output_dir", str(tmp_path)])
     assert "unknown key learning_rat: did you mean learning_rate?" in str(error.value)
+    assert "unknown key accelerate_config: it belongs on the command line" in str(error.value)
     assert "alignment_mode is 'lokal' in the recipe; it can be adaptive, average, local, global" in str(error.value)
 
 
