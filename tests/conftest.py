@@ -21,7 +21,7 @@ from aligngpt import AlignGPTProcessor
 from aligngpt.weights.composing import compose
 
 
-torch.set_num_threads(2)
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
 
 CORPUS = [
     "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, "

@@ -27,10 +27,11 @@ class CardArguments:
 def main(arguments: list[str]) -> None:
     """The command `aligngpt card`."""
     args = parse_command(CardArguments, arguments, "card", __doc__, first="model")
-    from aligngpt.training.model_card import RECORD_FILE, StageRecord, write_model_card
+    from aligngpt.training.history import HISTORY_FILE, TrainingHistory
+    from aligngpt.training.model_card import write_model_card
 
-    record = StageRecord.load(args.model)
-    if not record.stages:
-        raise ValueError(f"{args.model} has no {RECORD_FILE}, which aligngpt's training writes.")
-    write_model_card(args.model, record, args.hub_model_id, args.output_file)
+    history = TrainingHistory.load(args.model)
+    if not history.stages:
+        raise ValueError(f"{args.model} has no {HISTORY_FILE}, which aligngpt's training writes.")
+    write_model_card(args.model, history, args.hub_model_id, args.output_file)
     logger.info("Written to %s.", args.output_file or Path(args.model, "README.md"))

@@ -24,7 +24,7 @@ from aligngpt.training.arguments import (
     find_packaged,
     find_recipe,
 )
-from aligngpt.training.stage_checks import Stage, find_launch_problems, find_run_problems
+from aligngpt.training.stage_checks import StageName, find_launch_problems, find_run_problems
 
 
 logger = logging.get_logger(__name__)
@@ -54,7 +54,7 @@ class StageParser(CommandParser, TrlParser):
         Mistakes: from parsing, with all mistakes in command line, recipe, files and precision.
     """
 
-    def __init__(self, stage: Stage, launch_file: str | None = None):
+    def __init__(self, stage: StageName, launch_file: str | None = None):
         source = files(__package__).joinpath(f"{stage}.py").read_text(encoding="utf-8")
         super().__init__(GROUPS[stage], prog=f"aligngpt {stage}", description=ast.get_docstring(ast.parse(source)))
         self.stage, self.launch_file, self.launch_arguments = stage, launch_file, []
@@ -156,7 +156,7 @@ def sft(arguments: list[str]) -> None:
     run_stage("sft", arguments)
 
 
-def run_script(stage: Stage) -> None:
+def run_script(stage: StageName) -> None:
     """`aligngpt pretrain` or `aligngpt sft` as a script: what `accelerate launch` and `torchrun` start."""
     start_logging()
     debug = "--debug" in sys.argv
@@ -164,7 +164,7 @@ def run_script(stage: Stage) -> None:
         run_stage(stage, [argument for argument in sys.argv[1:] if argument != "--debug"])
 
 
-def run_stage(stage: Stage, arguments: list[str]) -> None:
+def run_stage(stage: StageName, arguments: list[str]) -> None:
     """
     Runs a stage in this process, or with `--accelerate_config` in those that accelerate launches.
 

@@ -39,19 +39,13 @@ def main(arguments: list[str]) -> None:
     from transformers import AutoProcessor
 
     from aligngpt.processing.chat_templates import is_interleaved
-    from aligngpt.training.collator import AlignGPTDataCollator
     from aligngpt.training.data import load_training_data
+    from aligngpt.training.stages import make_collator
 
     from .inspection import STYLES, render_row
 
     processor = AutoProcessor.from_pretrained(args.model)
-    processor.image_processor.do_pad = args.stage == "sft"
-    collator = AlignGPTDataCollator(
-        processor,
-        max_length=args.max_length,
-        chat_template="plain" if args.stage == "pretrain" else None,
-        image_folder=args.image_folder,
-    )
+    collator = make_collator(args.stage, processor, max_length=args.max_length, image_folder=args.image_folder)
     is_placed = is_interleaved(processor.chat_template)
     rows = iter(load_training_data(args.data, streaming=True, interleaved=is_placed))  # no copy for a look at it
     rows = (row for row in rows if row["id"] == args.id) if args.id is not None else islice(rows, args.row, None)

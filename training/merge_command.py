@@ -34,8 +34,9 @@ def main(arguments: list[str]) -> None:
     args = parse_command(MergeArguments, arguments, "merge", __doc__, first="adapter", new_output=True)
     import torch
 
+    from aligngpt.training.history import TrainingHistory
     from aligngpt.training.merge import load_adapter
-    from aligngpt.training.model_card import StageRecord, write_model_card
+    from aligngpt.training.model_card import write_model_card
 
     with new_folder(args.output_dir) as folder:
         model, processor = load_adapter(args.adapter, args.base, dtype=args.dtype)
@@ -44,8 +45,8 @@ def main(arguments: list[str]) -> None:
         # Projector and gate were trained in float32 beside a base in half precision
         model.to(model.lm_head.weight.dtype).save_pretrained(folder)
         processor.save_pretrained(folder)
-        record = StageRecord.load(args.adapter)
-        record.save(folder)
-        if record.stages:
-            write_model_card(folder, record, Path(args.output_dir).name)
+        history = TrainingHistory.load(args.adapter)
+        history.save(folder)
+        if history.stages:
+            write_model_card(folder, history, Path(args.output_dir).name)
     logger.info("Written to %s.", args.output_dir)

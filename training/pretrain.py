@@ -29,12 +29,11 @@ from trl import ModelConfig
 from aligngpt.training.arguments import ComposeArguments, DataArguments, StageConfig
 from aligngpt.training.check import check_data
 from aligngpt.training.checkpoints import find_checkpoint, load_model, load_processor
-from aligngpt.training.collator import AlignGPTDataCollator
 from aligngpt.training.command_line import run_script
 from aligngpt.training.data import check_num_levels, load_datasets
-from aligngpt.training.model_card import StageRecord
+from aligngpt.training.history import TrainingHistory
 from aligngpt.training.stage_checks import check_stage
-from aligngpt.training.stages import get_trained_modules, select_trainable
+from aligngpt.training.stages import STAGES, get_trained_modules, make_collator, select_trainable
 from aligngpt.training.trainer import AlignGPTTrainer, finish
 from aligngpt.weights.composing import compose
 
@@ -67,14 +66,12 @@ def main(
             **({} if num_levels is None else {"num_alignment_levels": num_levels}),
         )
     check_num_levels(model.config, compose_args, data_args)
-    # Stage 1 sees images as CLIP does, centre-cropped; stage 2 pads them to a square
-    processor.image_processor.do_pad = False
-    collator = AlignGPTDataCollator(
-        processor=processor,
+    collator = make_collator(
+        "pretrain",
+        processor,
+        model.config.num_alignment_levels,
         max_length=training_args.max_length,
         pad_to_multiple_of=training_args.pad_to_multiple_of,
-        chat_template="plain",
-        num_alignment_levels=model.config.num_alignment_levels,
         image_folder=data_args.image_folder,
         on_bad_row=data_args.on_error,
     )
@@ -83,13 +80,13 @@ def main(
 
     extra = ["model.vision_tower"] if training_args.train_vision_tower else []
     select_trainable(model, "pretrain", *extra)
-    record = StageRecord.load(model_args.model_name_or_path, model_args.model_revision)
+    history = TrainingHistory.load(model_args.model_name_or_path, model_args.model_revision)
     trainer = AlignGPTTrainer(
         model=model,
         args=training_args,
         data_collator=collator,
         processing_class=processor,
-        record=record.add(
+        history=history.add(
             stage="pretrain",
             base_models=list(parts),
             trained=get_trained_modules(model, "pretrain", *extra),
@@ -98,7 +95,7 @@ def main(
             model_args=model_args,
             config=model.config,
         ),
-        **load_datasets(data_args, training_args, needs_images=True),
+        **load_datasets(data_args, training_args, STAGES["pretrain"].needs_levels),
     )
     trainer.train(resume_from_checkpoint=find_checkpoint(training_args))
     finish(trainer)

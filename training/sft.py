@@ -32,14 +32,14 @@ from aligngpt.processing.chat_templates import interleave, is_interleaved
 from aligngpt.training.arguments import AblationArguments, DataArguments, StageConfig
 from aligngpt.training.check import check_data
 from aligngpt.training.checkpoints import find_checkpoint, load_model, load_processor
-from aligngpt.training.collator import AlignGPTDataCollator
 from aligngpt.training.command_line import run_script
 from aligngpt.training.data import load_datasets
-from aligngpt.training.model_card import StageRecord
+from aligngpt.training.history import TrainingHistory
 from aligngpt.training.stage_checks import check_stage
 from aligngpt.training.stages import (
     get_lora_config,
     get_trained_modules,
+    make_collator,
     redraw_alignment_embeddings,
     select_trainable,
 )
@@ -57,12 +57,12 @@ def main(
     """
     check_stage("sft", data_args, ablation_args, training_args, model_args)
     processor = load_processor(model_args)
-    processor.image_processor.do_pad = True
     if data_args.interleaved:
         processor.chat_template = interleave(processor.chat_template)
     data_args.interleaved = is_interleaved(processor.chat_template)
-    collator = AlignGPTDataCollator(
-        processor=processor,
+    collator = make_collator(
+        "sft",
+        processor,
         max_length=training_args.max_length,
         pad_to_multiple_of=training_args.pad_to_multiple_of,
         image_folder=data_args.image_folder,
@@ -83,14 +83,14 @@ def main(
         select_trainable(model, "sft", *extra)
     else:
         trained.remove("lm_head")
-    record = StageRecord.load(model_args.model_name_or_path, model_args.model_revision)
+    history = TrainingHistory.load(model_args.model_name_or_path, model_args.model_revision)
     trainer = AlignGPTTrainer(
         model=model,
         args=training_args,
         data_collator=collator,
         processing_class=processor,
         peft_config=peft_config,
-        record=record.add(
+        history=history.add(
             stage="sft",
             base_models=[model_args.model_name_or_path],
             trained=trained,

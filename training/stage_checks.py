@@ -14,14 +14,15 @@ from transformers.utils import is_torch_bf16_gpu_available, is_torch_tf32_availa
 from aligngpt.processing.argument_checks import find_problems
 from aligngpt.processing.command_output import Mistakes
 from aligngpt.training.arguments import AblationArguments
+from aligngpt.training.history import HISTORY_FILE
 
 
 logger = logging.get_logger(__name__)
 
-Stage = Literal["pretrain", "sft"]
+StageName = Literal["pretrain", "sft"]
 
 
-def check_stage(stage: Stage, *arguments: Any) -> None:
+def check_stage(stage: StageName, *arguments: Any) -> None:
     """
     Whether the arguments of a stage agree with each other.
 
@@ -37,7 +38,7 @@ def check_stage(stage: Stage, *arguments: Any) -> None:
         raise Mistakes(problems)
 
 
-def find_run_problems(stage: Stage, values: dict[str, Any], launching: bool = False) -> list[str]:
+def find_run_problems(stage: StageName, values: dict[str, Any], launching: bool = False) -> list[str]:
     """
     Everything that is wrong with a run as far as its arguments, this machine's files and its GPU tell.
 
@@ -55,7 +56,7 @@ def find_run_problems(stage: Stage, values: dict[str, Any], launching: bool = Fa
     return problems if launching else problems + _find_precision_problems(values)
 
 
-def find_stage_problems(stage: Stage, values: dict[str, Any]) -> list[str]:
+def find_stage_problems(stage: StageName, values: dict[str, Any]) -> list[str]:
     """Arguments that do not agree with each other, or with the stage."""
     problems = []
     quantised = [name for name in ("load_in_4bit", "load_in_8bit") if values[name]]
@@ -104,12 +105,10 @@ def _find_adapter_problems(values: dict[str, Any]) -> list[str]:
     return problems
 
 
-def _find_output_problems(stage: Stage, values: dict[str, Any]) -> list[str]:
+def _find_output_problems(stage: StageName, values: dict[str, Any]) -> list[str]:
     """Whether the output folder holds a run of another kind: it would be mixed with this one's files."""
-    from aligngpt.training.model_card import RECORD_FILE
-
     folder = Path(values["output_dir"])
-    records = [folder / RECORD_FILE, *folder.glob(f"checkpoint-*/{RECORD_FILE}")]
+    records = [folder / HISTORY_FILE, *folder.glob(f"checkpoint-*/{HISTORY_FILE}")]
     try:
         last = next(json.loads(path.read_text(encoding="utf-8"))[-1] for path in records if path.is_file())
     except StopIteration:

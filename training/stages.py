@@ -1,8 +1,9 @@
-"""What each training stage trains. The one place that says so; scripts and tests use it."""
+"""What each training stage is: the one table that says so. Scripts, `inspect` and tests use it."""
 
 import os
 import re
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -11,14 +12,42 @@ from torch import nn
 from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import ModelConfig
 
-from aligngpt import AlignGPTForConditionalGeneration
+from aligngpt import AlignGPTForConditionalGeneration, AlignGPTProcessor
+from aligngpt.training.collator import AlignGPTDataCollator
 
 
-TRAINED_MODULES = {
+@dataclass(frozen=True)
+class Stage:
+    """
+    Args:
+        trained_modules (`tuple[str]`): paths of the modules that train; the others are frozen.
+        chat_template (`str`, *optional*): name of the processor's template that writes the rows; its default one.
+        pads_images (`bool`): to a square; else what is beyond the middle square is cut off.
+        needs_levels (`bool`): whether each row with an image has to have an alignment level, whose embedding is looked
+            up; else the gate mixes them.
+    """
+
+    trained_modules: tuple[str, ...]
+    chat_template: str | None
+    pads_images: bool
+    needs_levels: bool
+
+
+STAGES = {
     # Stage 1 learns to read images, and one vector per level; the vision tower and the LLM stay frozen
-    "pretrain": ("model.multi_modal_projector", "model.alignment_embeddings"),
-    # stage 2 learns to follow instructions and to mix the vectors, which stay as stage 1 left them
-    "sft": ("model.multi_modal_projector", "model.language_model", "lm_head", "model.alignment_gate"),
+    "pretrain": Stage(
+        trained_modules=("model.multi_modal_projector", "model.alignment_embeddings"),
+        chat_template="plain",
+        pads_images=False,
+        needs_levels=True,
+    ),
+    # Stage 2 learns to follow instructions and to mix the vectors, which stay as stage 1 left them
+    "sft": Stage(
+        trained_modules=("model.multi_modal_projector", "model.language_model", "lm_head", "model.alignment_gate"),
+        chat_template=None,
+        pads_images=True,
+        needs_levels=False,
+    ),
 }
 
 # Never in 4 or 8 bits: what LoRA does not adapt is small, is trained itself, or makes the logits. transformers matches
@@ -36,12 +65,36 @@ def get_trained_modules(
     Raises:
         ValueError: if there is no such stage.
     """
-    if stage not in TRAINED_MODULES:
-        raise ValueError(f"There is no stage {stage!r}; the stages are {', '.join(TRAINED_MODULES)}.")
-    modules = list(dict.fromkeys([*TRAINED_MODULES[stage], *extra]))
+    if stage not in STAGES:
+        raise ValueError(f"There is no stage {stage!r}; the stages are {', '.join(STAGES)}.")
+    modules = list(dict.fromkeys([*STAGES[stage].trained_modules, *extra]))
     if model.config.alignment_mode in ("average", "global"):
         modules = [name for name in modules if name != "model.alignment_gate"]
     return modules
+
+
+def make_collator(
+    stage: Literal["pretrain", "sft"],
+    processor: AlignGPTProcessor,
+    num_alignment_levels: int | None = None,
+    **options,
+) -> AlignGPTDataCollator:
+    """
+    What makes a stage's batches. The processor is set to pad images as the stage does, and is saved so with the model.
+
+    Args:
+        stage (`str`): `pretrain` or `sft`.
+        processor (`AlignGPTProcessor`): of the model.
+        num_alignment_levels (`int`, *optional*): N; without it the levels of stage 1 are not looked at.
+        options: of the collator.
+    """
+    processor.image_processor.do_pad = STAGES[stage].pads_images
+    return AlignGPTDataCollator(
+        processor,
+        chat_template=STAGES[stage].chat_template,
+        num_alignment_levels=num_alignment_levels if STAGES[stage].needs_levels else None,
+        **options,
+    )
 
 
 def select_trainable(

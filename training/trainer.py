@@ -18,8 +18,9 @@ from trl import SFTTrainer
 
 from aligngpt.processing.corpus.faults import Fault
 from aligngpt.training.checkpoints import check_output_folder
+from aligngpt.training.history import TrainingHistory
 from aligngpt.training.interruption import StopOnSignal
-from aligngpt.training.model_card import StageRecord, write_model_card
+from aligngpt.training.model_card import write_model_card
 from aligngpt.training.sampler import ModalityLengthSampler, TellEpoch
 from aligngpt.training.stages import hold_trained_in_float32
 
@@ -35,19 +36,19 @@ class AlignGPTTrainer(SFTTrainer):
 
     Args:
         args (`StageConfig`): as SFTTrainer's, with what AlignGPT's stages add.
-        record (`StageRecord`, *optional*): what the model card says about this stage and those before it.
+        history (`TrainingHistory`, *optional*): what the model card says about this stage and those before it.
 
     Raises:
         FloatingPointError: from `train`, if a loss or gradient is not finite; the message names the rows.
     """
 
-    def __init__(self, *args, record: StageRecord | None = None, **kwargs):
+    def __init__(self, *args, history: TrainingHistory | None = None, **kwargs):
         training_args, train_dataset = kwargs["args"], kwargs["train_dataset"]
         if isinstance(train_dataset, datasets.IterableDataset) and training_args.group_by_modality_length:
             raise ValueError("Streamed rows cannot be grouped: leave out group_by_modality_length, or streaming.")
         super().__init__(*args, **kwargs)
         check_output_folder(Path(training_args.output_dir), is_adapter=isinstance(self.model, PeftModel))
-        self.record = record
+        self.history = history
         self.stop_on_signal = StopOnSignal()
         self.add_callback(self.stop_on_signal)
         self.loaded_dtype = self.model.dtype
@@ -202,23 +203,22 @@ class AlignGPTTrainer(SFTTrainer):
     # Output
 
     def create_model_card(self, model_name=None, dataset_name=None, tags=None) -> None:
-        if self.record is None:
+        if self.history is None:
             super().create_model_card(model_name, dataset_name, tags)
         elif self.is_world_process_zero():
-            write_model_card(self.args.output_dir, self.record, self.hub_model_id)
+            write_model_card(self.args.output_dir, self.history, self.hub_model_id)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)  # called on all processes; it writes on one
-        if self.record is not None and self.args.should_save:
-            self.record.save(output_dir or self.args.output_dir)
+        if self.history is not None and self.args.should_save:
+            self.history.save(output_dir or self.args.output_dir)
 
 
 def finish(trainer: AlignGPTTrainer) -> None:
     """
-    Saves model, processor, record and model card, and pushes them with `push_to_hub`; then evaluates if there are data
-    for it and no strategy did. After a run that a signal
-    stopped, exits with 128 plus the signal's number, as shells do, and leaves the checkpoint, with which
-    `--resume_from_checkpoint latest` goes on.
+    Saves model, processor, history and model card, and pushes them with `push_to_hub`; then evaluates if there are
+    data for it and no strategy did. After a run that a signal stopped, exits with 128 plus the signal's number, as
+    shells do, and leaves the checkpoint, with which `--resume_from_checkpoint latest` goes on.
     """
     number = trainer.stop_on_signal.signal_number
     if number is not None:

@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard
 from transformers import TrainerCallback
 
 from aligngpt.__main__ import main
-from aligngpt.training.model_card import StageRecord
+from aligngpt.training.history import TrainingHistory
 from aligngpt.training.trainer import AlignGPTTrainer
 
 from ..hub_server import LoopbackHub  # noqa: TID252
@@ -66,13 +66,13 @@ def test_no_path_of_the_machine_is_in_what_is_published(both_stages):
 
 def test_checkpoints_have_the_record_too(run_sft, both_stages, tmp_path):
     run_sft(both_stages.parent / "stage1", tmp_path, "--save_strategy", "steps", "--save_steps", "2")
-    stages = StageRecord.load(str(tmp_path / "checkpoint-2")).stages
+    stages = TrainingHistory.load(str(tmp_path / "checkpoint-2")).stages
     assert [stage["stage"] for stage in stages] == ["pretrain", "sft"]
 
 
 def test_base_models_and_data_of_the_hub_are_in_the_metadata(tmp_path):
     stage = json.loads(json.dumps(EXAMPLE_STAGE)) | {"data": "liuhaotian/LLaVA-Pretrain"}
-    StageRecord([stage]).save(tmp_path)
+    TrainingHistory([stage]).save(tmp_path)
     sys.argv = ["aligngpt", "card", "--model", str(tmp_path), "--hub_model_id", "you/aligngpt-7b"]
     main()
     text, metadata = read_card(tmp_path)
@@ -123,7 +123,7 @@ def test_a_table_that_was_drawn_anew_is_told(run_sft, both_stages, tmp_path):
 
 
 def test_published_results_come_into_the_card(tmp_path, monkeypatch):
-    StageRecord([EXAMPLE_STAGE]).save(tmp_path)
+    TrainingHistory([EXAMPLE_STAGE]).save(tmp_path)
     (tmp_path / ".eval_results").mkdir()
     entry = {"dataset": {"id": "lmms-lab/POPE", "task_id": "pope"}, "value": 86.0}
     (tmp_path / ".eval_results" / "pope.yaml").write_text(yaml.safe_dump([entry]))
