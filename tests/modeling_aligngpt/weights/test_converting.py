@@ -1,5 +1,6 @@
 """
-The authors' checkpoints and LLaVA's become AlignGPT, against a forward pass in plain torch, written from METHOD.
+The authors' checkpoints and LLaVA's become AlignGPT, against a forward pass in plain torch, written from the paper and
+from what their code does.
 """
 
 import json
