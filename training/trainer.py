@@ -230,7 +230,9 @@ def finish(trainer: AlignGPTTrainer) -> None:
     trainer.save_model(trainer.args.output_dir)  # and pushes, with the card
     trainer.create_model_card()  # peft wrote one of its own
     if trainer.eval_dataset is not None and trainer.args.eval_strategy == "no":  # once, of what was saved
-        trainer.evaluate()
+        metrics = trainer.evaluate()  # which goes to trackers, and no longer to the terminal
+        if trainer.is_world_process_zero():
+            logger.info(f"Evaluation at the end: loss {metrics['eval_loss']:.4f}.")
     if trainer.is_world_process_zero():
         logger.info(f"Written to {trainer.args.output_dir}.")
     trainer.end()

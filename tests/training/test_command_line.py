@@ -143,7 +143,9 @@ def test_a_recipe_for_gpus_runs_on_another_machine_by_the_flags_of_the_readme(
 def test_an_evaluation_file_without_a_strategy_is_evaluated_at_the_end(run_sft, stage_1, data, tmp_path, caplog):
     with caplog.at_level("INFO", "aligngpt"):
         trainer = run_sft(stage_1, tmp_path, "--eval_file", data / "chats.jsonl", "--max_steps", "1")
-    assert [log["step"] for log in trainer.state.log_history if "eval_loss" in log] == [1]
+    (logs,) = [log for log in trainer.state.log_history if "eval_loss" in log]
+    assert logs["step"] == 1
+    assert caplog.messages[-2] == f"Evaluation at the end: loss {logs['eval_loss']:.4f}."
     assert caplog.messages[-1] == f"Written to {tmp_path}."
 
 
