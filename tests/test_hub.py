@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from .hub_server import LoopbackHub
+from .tolerance import assert_close
 
 
 ROOT = Path(__file__).parent.parent
@@ -71,7 +72,7 @@ def expected(model, processor, make_image, tmp_path):
 def check_outputs(folder, expected):
     outputs = torch.load(folder / "outputs.pt")
     for name, tensor in expected.items():
-        torch.testing.assert_close(outputs[name], tensor, atol=1e-4, rtol=1e-4)
+        assert_close(outputs[name], tensor)
     assert outputs["chat"].startswith("<s>A chat between") and outputs["version"] == "0.1.0"
     return outputs
 
@@ -152,7 +153,7 @@ class TestFolder:
         assert all(torch.equal(tensor, weights[name]) for name, tensor in loaded.state_dict().items())
         with torch.no_grad():
             logits = loaded(**{name: inputs[name] for name in inputs if name not in ("image", "text")}).logits
-        torch.testing.assert_close(logits, expected["logits"], atol=1e-4, rtol=1e-4)
+        assert_close(logits, expected["logits"])
 
 
 PUSH = (

@@ -7,6 +7,8 @@ import pytest
 import torch
 from transformers import DynamicCache, StaticCache
 
+from ..tolerance import assert_close  # noqa: TID252
+
 
 @pytest.fixture
 def inputs(processor, make_image):
@@ -181,7 +183,7 @@ def test_another_image_in_a_cached_chat_is_seen_with_the_first_turn_s_vector(mod
     cached = model.generate(**whole, pixel_values=pixels, past_key_values=answer.past_key_values, **options)
     assert cached.sequences.tolist() == expected.sequences.tolist()
     for logits, expected_logits in zip(cached.logits, expected.logits, strict=True):
-        torch.testing.assert_close(logits, expected_logits, atol=1e-4, rtol=1e-4)
+        assert_close(logits, expected_logits)
 
 
 @pytest.mark.parametrize("chunk_size", [1, 2, 7])
@@ -309,7 +311,7 @@ def test_the_forward_pass_compiles_into_one_graph(model, inputs):
     with torch.no_grad():
         expected = model(**inputs).logits  # eager first: transformers installs its hooks on the first call
         compiled = torch.compile(model, fullgraph=True, backend="eager")
-        torch.testing.assert_close(compiled(**inputs).logits, expected)
+        assert_close(compiled(**inputs).logits, expected)
 
 
 def test_the_first_pass_with_a_static_cache_compiles_into_one_graph(model, inputs):
@@ -318,15 +320,13 @@ def test_the_first_pass_with_a_static_cache_compiles_into_one_graph(model, input
 
     with torch.no_grad():
         expected = run(model)
-        torch.testing.assert_close(run(torch.compile(model, fullgraph=True, backend="eager")), expected)
+        assert_close(run(torch.compile(model, fullgraph=True, backend="eager")), expected)
 
 
 def test_the_forward_pass_exports(model, inputs):
     with torch.no_grad():
         program = torch.export.export(model, (), {**inputs, "use_cache": False})
-        torch.testing.assert_close(
-            program.module()(**inputs, use_cache=False).logits, model(**inputs).logits, atol=1e-4, rtol=1e-4
-        )
+        assert_close(program.module()(**inputs, use_cache=False).logits, model(**inputs).logits)
 
 
 def test_an_align_token_after_the_prompt_is_a_token_like_any_other(model, inputs):
@@ -345,4 +345,4 @@ def test_an_align_token_after_the_prompt_is_a_token_like_any_other(model, inputs
             position_ids=whole["position_ids"][:, -1:],
             past_key_values=cache,
         )
-        torch.testing.assert_close(model(**whole).logits[:, -1], step.logits[:, -1], atol=1e-4, rtol=1e-4)
+        assert_close(model(**whole).logits[:, -1], step.logits[:, -1])

@@ -15,6 +15,8 @@ from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTr
 from aligngpt import AlignGPTForConditionalGeneration
 from aligngpt.training.collator import AlignGPTDataCollator
 
+from ..tolerance import assert_close  # noqa: TID252
+
 
 OPTIONS = {
     "use_cpu": True,
@@ -125,7 +127,7 @@ def test_the_gate_sees_the_answer_if_and_only_if_it_shall(
         inputs = processor.apply_chat_template(
             prompts, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
         )
-        torch.testing.assert_close(get_gate_weights(model, inputs), weights[0], atol=1e-5, rtol=1e-4)
+        assert_close(get_gate_weights(model, inputs), weights[0], largest=1.0)
 
 
 @pytest.mark.parametrize("kind", KINDS)

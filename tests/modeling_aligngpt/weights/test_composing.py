@@ -19,6 +19,8 @@ from transformers import (
 
 from aligngpt.weights.composing import compose
 
+from ...tolerance import assert_close  # noqa: TID252
+
 
 def test_tower_and_language_model_keep_their_weights(composed, vision_folder, text_folder):
     state = composed[0].state_dict()
@@ -39,7 +41,7 @@ def test_patch_features_are_the_towers(composed, vision_folder):
         patches = tower(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
         expected = model.model.multi_modal_projector(patches)
         features = model.get_image_features(pixels).pooler_output
-    torch.testing.assert_close(torch.stack(tuple(features)), expected)
+    assert_close(torch.stack(tuple(features)), expected)
 
 
 def test_a_whole_clip_gives_its_tower(vision_folder, text_folder, tmp_path):

@@ -32,6 +32,8 @@ from transformers import (
 from aligngpt import AlignGPTForConditionalGeneration
 from aligngpt.weights.composing import choose_chat_template, compose
 
+from ...tolerance import assert_close  # noqa: TID252
+
 
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 TEXT = SIZES | {"vocab_size": 420, "num_key_value_heads": 2, "max_position_embeddings": 512}
@@ -99,7 +101,7 @@ def test_a_language_model_keeps_its_logits(name, make_text, vision_folder, make_
         with torch.no_grad():
             logits = aligngpt(input_ids=input_ids).logits
         assert logits.shape[-1] % 64 == 0
-        torch.testing.assert_close(logits[..., :420], expected, atol=1e-5, rtol=1e-5)
+        assert_close(logits[..., :420], expected)
     inputs = processor(images=make_image(0), text="USER: <image>\nWhat? ASSISTANT:", return_tensors="pt")
     answers = [part.generate(**inputs, max_new_tokens=4, do_sample=False) for part in (model, loaded)]
     assert torch.equal(*answers)
@@ -161,7 +163,7 @@ def test_a_towers_patches_are_all_that_the_projector_sees(name, make_tower, text
         for aligngpt in (model, loaded):
             expected = aligngpt.model.multi_modal_projector(patches)
             features = torch.stack(aligngpt.get_image_features(inputs["pixel_values"]).pooler_output)
-            torch.testing.assert_close(features, expected, atol=1e-5, rtol=1e-5)
+            assert_close(features, expected)
     assert features.shape[1] == num_tokens
     answers = [part.generate(**inputs, max_new_tokens=3, do_sample=False) for part in (model, loaded)]
     assert torch.equal(*answers)
@@ -207,7 +209,7 @@ def test_multi_scale_features_are_those_of_a_slow_loop(
     for aligngpt in (model, loaded):
         with torch.no_grad():
             (features,) = aligngpt.get_image_features(pixels).pooler_output
-            torch.testing.assert_close(features, aligngpt.model.multi_modal_projector(expected), atol=1e-5, rtol=1e-4)
+            assert_close(features, aligngpt.model.multi_modal_projector(expected))
     model.train()(input_ids=torch.tensor([[1, 5, 6]]), labels=torch.tensor([[1, 5, 6]])).loss.backward()
     assert model.model.multi_modal_projector.linear_1.weight.grad is not None
 

@@ -27,6 +27,8 @@ from aligngpt.processing.scoring import preparation, run
 from aligngpt.processing.scoring.arguments import ScoreArguments
 from aligngpt.processing.scoring.run import score_corpus
 
+from ...tolerance import rounding  # noqa: TID252
+
 
 PAIRS = 50
 CAPTIONS = ["two birds on a wire", "a red circle", "the quick brown fox jumps over the lazy dog", "a blue field"]
@@ -85,8 +87,12 @@ def assert_same(scores, expected):
     """The same pairs, each once, with the same scores and the same levels."""
     assert scores.keys() == expected.keys()
     scores, expected = [scores[key] for key in expected], list(expected.values())
-    np.testing.assert_allclose(scores, expected, atol=1e-5)
-    np.testing.assert_array_equal(cut_into_levels(scores, 8)[0], cut_into_levels(expected, 8)[0])
+    np.testing.assert_allclose(scores, expected, atol=rounding(1.0))
+    difference = np.abs(cut_into_levels(scores, 8)[0] - cut_into_levels(expected, 8)[0]).max()
+    # Scores are rounded to 1e-4, and only one as near to the middle of two steps as rounding reaches may go to either
+    reach = np.abs(np.subtract(scores, expected)).max() * 1e4
+    is_between = np.abs(np.array(expected) * 1e4 % 1 - 0.5) <= reach
+    assert difference <= is_between.any()
 
 
 def test_a_run_scores_every_pair_once_and_keeps_its_text(arguments, expected, tmp_path):
@@ -428,11 +434,11 @@ def test_images_of_several_forms_in_one_corpus_are_scored(arguments, corpus, exp
     rows = {"photo": [str(corpus / "images" / "3.jpg")], "text": [CAPTIONS[3]], "md5": [b"x"]}
     score_corpus(arguments(data=str(tmp_path / "mix" / "*")))
     scores = list(read_scores(tmp_path / "scores").values())
-    np.testing.assert_allclose(scores, [expected["pairs.json", row] for row in range(3)], atol=1e-5)
+    np.testing.assert_allclose(scores, [expected["pairs.json", row] for row in range(3)], atol=rounding(1.0))
     datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "c.parquet")
     changed = {"data": str(tmp_path / "c.parquet"), "image_column": "photo", "image_folder": "/"}
     score_corpus(arguments(**changed, output_dir=str(tmp_path / "c")))
-    assert list(read_scores(tmp_path / "c").values()) == pytest.approx([expected["pairs.json", 3]], abs=1e-5)
+    assert list(read_scores(tmp_path / "c").values()) == pytest.approx([expected["pairs.json", 3]], abs=rounding(1.0))
 
 
 def test_a_streamed_dataset_that_was_filtered_is_scored(arguments, parquet, expected, tmp_path):
@@ -440,7 +446,7 @@ def test_a_streamed_dataset_that_was_filtered_is_scored(arguments, parquet, expe
     dataset = dataset.map(lambda row: row).filter(lambda row: row["text"] == CAPTIONS[1])
     score_corpus(arguments(), dataset)
     scores = list(read_scores(tmp_path / "scores").values())
-    np.testing.assert_allclose(scores, [expected["pairs.json", row] for row in range(1, PAIRS, 4)], atol=1e-5)
+    np.testing.assert_allclose(scores, [expected["pairs.json", row] for row in range(1, PAIRS, 4)], atol=rounding(1.0))
 
 
 def test_a_scorer_is_the_same_wherever_its_folder_is(arguments, clip_scorer, tmp_path):
