@@ -7,8 +7,10 @@ none of the libraries.
 """
 
 import importlib
+import itertools
+import os
 import sys
-from pathlib import Path
+import sysconfig
 from typing import TYPE_CHECKING
 
 
@@ -89,8 +91,13 @@ def _is_command() -> bool:
         return False
     name = sys.argv[0] if sys.argv else ""
     if name == "-m":  # as long as the package of the module is being imported
-        return sys.orig_argv[sys.orig_argv.index("-m") + 1] == "aligngpt"
-    return Path(name).stem == "aligngpt"
+        options = list(itertools.takewhile(lambda option: option.startswith("-"), sys.orig_argv[1:]))
+        module = sys.orig_argv[len(options) + 1 : len(options) + 2]
+        return bool(options) and options[-1].endswith("m") and module == ["aligngpt"]
+    # The script that pip installed, not another of that name
+    return os.path.splitext(os.path.realpath(name))[0] == os.path.realpath(
+        os.path.join(sysconfig.get_path("scripts"), "aligngpt")
+    )
 
 
 if not _is_command():

@@ -54,6 +54,7 @@ def told_in_a_line(name: str, debug: bool = False) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
+        sys.stderr.write(f"\n{name}: stopped.\n")
         sys.exit(128 + signal.SIGINT)
     except Exception as error:
         if debug or not (isinstance(error, MISTAKES) or _is_told_by_a_library(error)):
@@ -63,7 +64,9 @@ def told_in_a_line(name: str, debug: bool = False) -> Iterator[None]:
             lines = error.problems if os.environ.get("LOCAL_RANK", "0") == "0" else []
         else:
             lines = [f"{_describe(error)} (--debug shows the traceback)"]
-        sys.stderr.write("".join(f"{name}: {' '.join(line.split())}\n" for line in lines))
+        # A progress bar may stand in the line
+        start = "\n" if "tqdm" in sys.modules and getattr(sys.modules["tqdm"].tqdm, "_instances", None) else ""
+        sys.stderr.write(start + "".join(f"{name}: {' '.join(line.split())}\n" for line in lines))
         sys.exit(2)
 
 

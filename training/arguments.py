@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from trl import SFTConfig
 
@@ -45,6 +45,17 @@ class DataArguments:
     check: bool = field(
         default=False, metadata={"help": "Go through the data once, report what cannot be trained on, and stop."}
     )
+
+    def reading_options(self) -> dict[str, Any]:
+        """What `aligngpt.training.data.load_training_data` has to know, beside the data and what to do with faults."""
+        return {
+            "split": self.train_split,
+            "config_name": self.dataset_config,
+            "streaming": self.streaming,
+            "image_column": self.image_column,
+            "text_column": self.text_column,
+            "interleaved": self.interleaved,
+        }
 
 
 @dataclass

@@ -15,7 +15,8 @@ from aligngpt.processing.corpus.faults import Fault
 from aligngpt.processing.corpus.images import ImageFolderNeededError
 from aligngpt.training.arguments import DataArguments, StageConfig
 from aligngpt.training.collator import AlignGPTDataCollator
-from aligngpt.training.data import explain_missing_pictures, load_training_data, reading_options
+from aligngpt.training.data import load_training_data
+from aligngpt.training.row_counts import explain_missing_pictures
 
 
 logger = logging.get_logger(__name__)
@@ -75,7 +76,7 @@ def check_data(data_args: DataArguments, training_args: StageConfig, collator: A
     not as it is, with the reason. Returns the exit code: 1 if there is such a row, or no picture where some are
     needed.
     """
-    dataset = load_training_data(data_args.data, **reading_options(data_args), on_bad_row="keep")
+    dataset = load_training_data(data_args.data, **data_args.reading_options(), on_bad_row="keep")
     loader = DataLoader(
         dataset,
         batch_size=ROWS_PER_BATCH,
@@ -84,7 +85,7 @@ def check_data(data_args: DataArguments, training_args: StageConfig, collator: A
     )
     faults, totals, levels, notes, longest = [], Counter(), Counter(), Counter(), 0
     for row in (row for batch in tqdm(loader, desc="Checking the data") for row in batch):
-        totals.update(rows=1, tokens=row.num_tokens, labels=row.num_labels)
+        totals.update(rows=1, tokens=row.num_tokens, labels=row.num_labels, pictures_told=row.num_images)
         longest = max(longest, row.num_tokens)
         notes.update(row.notes)
         if row.fault is not None:
@@ -96,7 +97,7 @@ def check_data(data_args: DataArguments, training_args: StageConfig, collator: A
             levels["none" if row.level == -1 else row.level] += 1
     kinds = dict(Counter(fault["kind"] for fault in faults))
     needs_images = collator.num_alignment_levels is not None
-    needed = None if totals["rows_with_images"] else explain_missing_pictures(data_args, needs_images)
+    needed = None if totals["pictures_told"] else explain_missing_pictures(data_args, needs_images)
     problems = [] if needed is None else [needed]
     report = {name: totals[name] for name in COUNTS} | {
         "longest_row": longest,
@@ -113,7 +114,7 @@ def check_data(data_args: DataArguments, training_args: StageConfig, collator: A
         "{tokens} tokens trained on".format(**report)
         + f", longest row {longest}. Levels: {report['levels'] or 'none'}. "
         + (f"{dict(notes)}. " if notes else "")
-        + " ".join(problems)
+        + "".join(f"{problem} " for problem in problems)
         + (f"To mend: {kinds}" if faults else "" if problems else "Nothing to mend")
         + f"; see {Path(training_args.output_dir, REPORT_FILE)}."
     )

@@ -14,6 +14,7 @@ from aligngpt.processing.chat_templates import is_interleaved
 from aligngpt.processing.corpus.faults import Fault
 from aligngpt.processing.corpus.images import open_image
 from aligngpt.processing.corpus.records import read_record
+from aligngpt.processing.corpus.samples import escape_placeholders
 
 
 # Stands for a row that is skipped: it keeps its place in the batch, without a token to train on
@@ -62,7 +63,7 @@ class AlignGPTDataCollator(DataCollatorMixin):
     return_tensors: str = "pt"
 
     def torch_call(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        names = [str(row.get("id", index)) for index, row in enumerate(rows)]
+        names = [str(row.get("id", index) if isinstance(row, dict) else index) for index, row in enumerate(rows)]
         conversations, faults = [], {}
         for index, row in enumerate(rows):
             try:
@@ -96,7 +97,7 @@ class AlignGPTDataCollator(DataCollatorMixin):
 
     def _read_conversation(self, row: dict[str, Any]) -> list[dict[str, Any]]:
         """The row's messages with their pictures inside."""
-        if row.get("fault"):
+        if isinstance(row, dict) and isinstance(row.get("fault"), dict):  # of `load_training_data`
             raise Fault(**row["fault"])
         sample = read_record(row, is_interleaved(self.processor.chat_template))
         if isinstance(sample, Fault):
@@ -113,13 +114,8 @@ class AlignGPTDataCollator(DataCollatorMixin):
     def _fill_part(self, part: dict[str, str], images: Iterator[Any]) -> dict[str, Any]:
         if part["type"] == "image":
             return {"type": "image", "image": next(images)}
-        return {"type": "text", "text": self._escape(part["text"])}
-
-    def _escape(self, text: str) -> str:
-        """A literal `<align>` (in a text about markup) is no placeholder; a space keeps it from becoming one."""
-        for token in (self.processor.align_token, self.processor.image_token):
-            text = text.replace(token, f"{token[0]} {token[1:]}")
-        return text
+        placeholders = (self.processor.align_token, self.processor.image_token)
+        return {"type": "text", "text": escape_placeholders(part["text"], placeholders)}
 
     def _encode(self, conversations: list[list[dict[str, Any]]], faults: dict[int, Fault]) -> BatchFeature:
         try:
@@ -146,7 +142,6 @@ class AlignGPTDataCollator(DataCollatorMixin):
                 "padding_side": "right",
                 "pad_to_multiple_of": self.pad_to_multiple_of,
                 "truncation": False,  # see `_truncate`: the tokenizer would cut through images
-                "add_special_tokens": False,  # the template wrote BOS
             },
         )
         for mask, conversation in zip(batch["assistant_masks"], conversations, strict=True):

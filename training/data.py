@@ -4,7 +4,6 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,15 +16,10 @@ from aligngpt.processing.corpus.records import read_record
 from aligngpt.processing.corpus.samples import Sample, stored_image, text_of
 from aligngpt.processing.corpus.sources import open_corpus
 from aligngpt.training.arguments import ComposeArguments, DataArguments, StageConfig
+from aligngpt.training.row_counts import tell_about_rows
 
 
 logger = logging.get_logger(__name__)
-
-STREAMED_ROWS_LOOKED_AT = 1000
-NOTES = {
-    "leading_answer_dropped": "a first turn by the assistant was left out, as in the authors' code.",
-    "caption_without_question": "a caption without a question; stage 2 trains it as the answer to an empty one.",
-}
 
 
 def load_training_data(
@@ -70,6 +64,8 @@ def load_training_data(
         data = str(folder / "pairs.json")
     elif (folder / "alignment_levels.json").is_file():
         data = str(folder / "*.parquet")
+    elif (folder / "run.json").is_file():
+        raise ValueError(f"{data} holds scores, not levels: cut them first, by `aligngpt levels {data}`.")
     source = {"data": data, "split": split, "config_name": config_name}
     source |= {"image_column": image_column, "text_column": text_column}
     shards = open_corpus(**source, streaming=streaming)
@@ -117,7 +113,7 @@ def load_datasets(
             or an image folder is named.
     """
     with training_args.main_process_first(desc="reading the records"):
-        options = reading_options(data_args) | {"on_bad_row": data_args.on_error}
+        options = data_args.reading_options() | {"on_bad_row": data_args.on_error}
         train = load_training_data(data_args.data, **options)
         options |= {"split": data_args.eval_split, "streaming": False}
         evaluation = data_args.eval_file and load_training_data(data_args.eval_file, **options)
@@ -127,56 +123,6 @@ def load_datasets(
         seed = training_args.data_seed or training_args.seed
         train = train.repeat(None).shuffle(seed=seed, buffer_size=data_args.shuffle_buffer_size)
     return {"train_dataset": train, "eval_dataset": evaluation}
-
-
-def reading_options(data_args: DataArguments) -> dict[str, Any]:
-    """What [`load_training_data`] has to know of the arguments, beside the data and `on_bad_row`."""
-    return {
-        "split": data_args.train_split,
-        "config_name": data_args.dataset_config,
-        "streaming": data_args.streaming,
-        "image_column": data_args.image_column,
-        "text_column": data_args.text_column,
-        "interleaved": data_args.interleaved,
-    }
-
-
-def tell_about_rows(dataset: Dataset | IterableDataset, data_args: DataArguments, needs_images: bool) -> None:
-    """
-    Logs what reading changed, and how many captions come without a question where stage 2 would answer one. Of a
-    stream the first thousand rows are looked at.
-
-    Raises:
-        ValueError: if no row has a picture, and [`explain_missing_pictures`] says why one should.
-    """
-    if isinstance(dataset, IterableDataset):
-        rows = list(islice(dataset, STREAMED_ROWS_LOOKED_AT))
-        num_images, notes = [row["num_images"] for row in rows], [row["notes"] for row in rows]
-    else:
-        columns = dataset.with_format("arrow")
-        num_images, notes = (columns[name].to_pylist() if len(dataset) else [] for name in ("num_images", "notes"))
-    if not any(num_images) and (needed := explain_missing_pictures(data_args, needs_images)):
-        raise ValueError(needed)
-    counts = Counter(note for row in notes for note in row)
-    if needs_images:
-        counts.pop("caption_without_question", None)  # which is what stage 1 trains on
-    for note, count in counts.items():
-        logger.warning(f"{count} of {len(num_images)} rows of {data_args.data}: {NOTES[note]}")
-
-
-def explain_missing_pictures(data_args: DataArguments, needs_images: bool) -> str | None:
-    """What to say if no row has a picture; None if that is all right."""
-    if not needs_images and data_args.image_folder is None:
-        return None
-    shard = open_corpus(
-        data_args.data, data_args.train_split, data_args.dataset_config, streaming=data_args.streaming
-    )[0]
-    fields = next((sorted(row) for row in shard.read(0) if isinstance(row, dict)), [])
-    why = "stage 1 needs one in each" if needs_images else f"an image folder is named, {data_args.image_folder}"
-    return (
-        f"No row of {data_args.data} has a picture, and {why}. Pictures are looked for in `image`, `images` and "
-        f"the messages; the first record has {fields}. Name the column with --image_column."
-    )
 
 
 def check_num_levels(config: AlignGPTConfig, compose_args: ComposeArguments, data_args: DataArguments) -> None:
@@ -194,7 +140,10 @@ def check_num_levels(config: AlignGPTConfig, compose_args: ComposeArguments, dat
     found = {what: number for what, number in found.items() if number is not None}
     if len(set(found.values())) > 1:
         told = ", ".join(f"{what} {number}" for what, number in found.items())
-        raise ValueError(f"The numbers of alignment levels differ: {told}.")
+        raise ValueError(
+            f"The numbers of alignment levels differ: {told}. Compose a model with as many by --num_alignment_levels, "
+            "or cut the scores again by `aligngpt levels --num_levels`."
+        )
 
 
 def _read_rows(interleaved: bool, key: str | None = None, **source) -> Iterator[dict[str, Any]]:
@@ -210,11 +159,20 @@ def _make_row(sample: Sample | Fault, name: str, embedded: bool) -> dict[str, An
         if isinstance(sample, Fault):
             raise sample
         sample.caption  # noqa: B018  raises, for a row without an answer has nothing to train on
+        images = [stored_image(image, embedded) for image in sample.images]
     except Fault as fault:
         return row | {"fault": {"kind": fault.kind, "message": _encodable(str(fault))}}
+    messages = [
+        {
+            "role": message["role"],
+            "content": [{"type": part["type"], "text": part.get("text")} for part in message["content"]],
+            "weight": None if message["weight"] else 0,
+        }
+        for message in sample.messages
+    ]
     return row | {
-        "images": [stored_image(image, embedded) for image in sample.images],
-        "messages": [{**message, "weight": None if message["weight"] else 0} for message in sample.messages],
+        "images": images,
+        "messages": messages,
         "alignment_level": -1 if sample.level is None else sample.level,
         "num_images": len(sample.images),
         "length": sum(len(text_of(message["content"]).encode()) for message in sample.messages),
@@ -234,7 +192,7 @@ def _handle_faults(dataset: Dataset, on_bad_row: str) -> Dataset:
         return dataset
     first = "; ".join(f"row {dataset[i]['id']}: {faults[i]['kind']}: {faults[i]['message']}" for i in bad[:5])
     kinds = dict(Counter(faults[index]["kind"] for index in bad))
-    found = f"{len(bad)} of {len(faults)} records cannot be trained on ({kinds}). {first}"
+    found = f"{len(bad)} of {len(faults)} records cannot be trained on ({kinds}). {first.removesuffix('.')}"
     if on_bad_row == "fail":
         raise ValueError(f"{found}. Mend them (`--check` lists them all), or leave them out by --on_error skip.")
     logger.warning(f"{found}. They are left out.")

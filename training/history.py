@@ -78,9 +78,10 @@ class TrainingHistory:
         training_args: StageConfig,
         model_args: ModelConfig,
         config: AlignGPTConfig,
+        rows: dict[str, int] | None = None,
         ablation_args: AblationArguments | None = None,
     ) -> "TrainingHistory":
-        """This history with one more stage."""
+        """This history with one more stage, on `rows`, as [`~aligngpt.training.data.count_rows`] counts them."""
         values = asdict(training_args)
         hyperparameters = {name: values[name] for name in HYPERPARAMETERS if values[name] not in (None, -1)}
         hyperparameters["global_batch_size"] = (
@@ -101,6 +102,7 @@ class TrainingHistory:
             "base_models": [without_folders(name) for name in base_models],
             "adapter": model_args.use_peft,
             "data": without_folders(data_args.data),
+            "rows": rows,
             "trained": trained,
             "config": {name: getattr(config, name) for name in names},
             "hyperparameters": hyperparameters,

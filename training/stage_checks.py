@@ -70,6 +70,8 @@ def find_stage_problems(stage: StageName, values: dict[str, Any]) -> list[str]:
                 "(7B: 13.5 GB), and its gradients none: leave out use_peft, load_in_4bit and load_in_8bit, and lower "
                 "the batch size."
             )
+        if values["interleaved"]:
+            problems.append("--interleaved: stage 1 writes an image and its caption; the flag is stage 2's.")
     else:
         if values["model_name_or_path"] is None:
             problems.append("Name the checkpoint to start from: --model, e.g. the output folder of stage 1.")

@@ -3,6 +3,7 @@ TRL's SFTTrainer for AlignGPT: batches of [`~aligngpt.training.collator.AlignGPT
 module, what the gate does in the logs, and runs that stop when they have to.
 """
 
+import signal
 import sys
 import time
 from collections import Counter
@@ -222,6 +223,11 @@ def finish(trainer: AlignGPTTrainer) -> None:
     """
     number = trainer.stop_on_signal.signal_number
     if number is not None:
+        if trainer.is_world_process_zero():
+            logger.warning(
+                f"Stopped by {signal.Signals(number).name} after step {trainer.state.global_step}; a checkpoint is in "
+                f"{trainer.args.output_dir}: the same command with --resume_from_checkpoint latest goes on."
+            )
         trainer.end()
         sys.exit(128 + number)
     whole = not (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled or isinstance(trainer.model, PeftModel))

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import torch
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoImageProcessor,
     AutoModel,
@@ -16,8 +17,7 @@ from transformers import (
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import is_torchvision_available, logging
 
-from aligngpt.configuration_aligngpt import AlignGPTConfig
-from aligngpt.modeling_aligngpt import AlignGPTForConditionalGeneration
+from aligngpt import AlignGPTConfig, AlignGPTForConditionalGeneration
 from aligngpt.processing import AlignGPTProcessor, load_chat_template
 from aligngpt.processing.tokenization import prepare_tokenizer
 
@@ -58,13 +58,22 @@ def compose(
     """
     if chat_template is not None:
         load_chat_template(chat_template)  # before minutes of loading
-    if AutoConfig.from_pretrained(text).model_type == AlignGPTConfig.model_type:
+    text_config = AutoConfig.from_pretrained(text)
+    if text_config.model_type == AlignGPTConfig.model_type:
         raise ValueError(f"{text} is an AlignGPT, and no language model: name the one that it was made from.")
+    if type(text_config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not hasattr(text_config, "auto_map"):
+        raise ValueError(f"{text} is of type {text_config.model_type}, which is no decoder-only language model.")
+    try:
+        tower_processor = load_tower_processor(vision)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{vision} has no image processor: it is no vision tower, or its folder is not whole."
+        ) from error
     loading = {"attn_implementation": attn_implementation}
     language_model = _load_part(AutoModelForCausalLM, text, dtype=dtype, **loading)
     tower = load_tower(vision, dtype=language_model.dtype, **loading)
     tokenizer = prepare_tokenizer(AutoTokenizer.from_pretrained(text))
-    return assemble(language_model, tower, tokenizer, load_tower_processor(vision), chat_template, **config_fields)
+    return assemble(language_model, tower, tokenizer, tower_processor, chat_template, **config_fields)
 
 
 def load_tower(vision: str, **options) -> PreTrainedModel:

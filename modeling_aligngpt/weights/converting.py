@@ -23,8 +23,7 @@ from transformers import (
 )
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-from aligngpt.configuration_aligngpt import AlignGPTConfig
-from aligngpt.modeling_aligngpt import AlignGPTForConditionalGeneration
+from aligngpt import AlignGPTConfig, AlignGPTForConditionalGeneration
 from aligngpt.processing import AlignGPTProcessor
 from aligngpt.processing.tokenization import prepare_tokenizer
 
@@ -99,6 +98,8 @@ def convert(source: str, vision: str | None = None, base: str | None = None) -> 
         return _convert_llava(str(path))
     if "mm_projector_type" in raw or "mm_vision_tower" in raw:
         return _convert_authors(path, raw, vision)
+    if raw.get("model_type") == AlignGPTConfig.model_type:
+        raise ValueError(f"{source} is an AlignGPT of this package already: use it as it is.")
     raise ValueError(
         f"{source} (model_type {raw.get('model_type')!r}) is neither an AlignGPT by the authors, with mm_vision_tower "
         "in its config.json, nor a LLaVA-1.5 in transformers' format."

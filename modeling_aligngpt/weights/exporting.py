@@ -19,12 +19,13 @@ from transformers import (
     LlavaProcessor,
 )
 
-from aligngpt.modeling_aligngpt import AlignGPTForConditionalGeneration
+from aligngpt import AlignGPTForConditionalGeneration
 from aligngpt.processing import AlignGPTProcessor
 from aligngpt.processing.chat_templates import is_interleaved
 from aligngpt.processing.corpus.faults import Fault
 from aligngpt.processing.corpus.images import open_image
 from aligngpt.processing.corpus.records import read_record
+from aligngpt.processing.corpus.samples import escape_placeholders
 
 
 BOS = "{{- bos_token -}}"
@@ -132,6 +133,7 @@ def mean_gate_weights(
         ValueError: if none of the records has an image.
         Fault: if a record cannot be read, or its image not be opened.
     """
+    placeholders = (processor.align_token, processor.image_token)
     total, count, interleaved = 0, 0, is_interleaved(processor.chat_template)
     for record in records:
         sample = read_record(record, interleaved)
@@ -143,7 +145,9 @@ def mean_gate_weights(
             {
                 "role": message["role"],
                 "content": [
-                    {"type": "image", "image": next(images)} if part["type"] == "image" else part
+                    {"type": "image", "image": next(images)}
+                    if part["type"] == "image"
+                    else {"type": "text", "text": escape_placeholders(part["text"], placeholders)}
                     for part in message["content"]
                 ],
             }

@@ -7,6 +7,7 @@ import gzip
 import json
 import lzma
 import posixpath
+import re
 import tarfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,7 @@ import fsspec
 import ijson
 
 from .faults import Fault
+from .turns import is_absent
 
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "jp2", "ppm", "pgm")
@@ -24,10 +26,15 @@ CAPTION_EXTENSIONS = ("txt", "caption", "text")
 # What lies beside pictures and is none: if a sample has only other files, its picture is of a kind that is not known
 OTHER_EXTENSIONS = (*CAPTION_EXTENSIONS, "json", "cls", "id", "index", "url", "npy", "npz", "pth", "pt", "pyd", "cap")
 
-TWICE = b"twice"  # in place of the content of a file that comes twice, compared by identity
+# In place of the content of a file that comes twice, or is a link; compared by identity
+TWICE, LINK = b"twice", b"link"
+# A record's own lone half of a character, which ijson would replace without a word
+LONE_SURROGATE = re.compile(
+    rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F]"
+)
 
 Row = dict[str, Any] | Fault
-BROKEN = (ValueError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, tarfile.ReadError)
+BROKEN = (ValueError, RecursionError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, tarfile.ReadError)
 
 
 def read_json(file: str) -> Iterator[Row]:
@@ -52,19 +59,31 @@ def _read_lines(stream: BinaryIO) -> Iterator[Any]:
         if line.strip():
             try:
                 yield json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 yield Fault("malformed_record", f"The line is no JSON: {error}")
 
 
 def _read_array(stream: BinaryIO, file: str) -> Iterator[Any]:
     row = 0
     try:
+        if _has_lone_surrogate(file):
+            raise ijson.JSONError
         for row, record in enumerate(ijson.items(stream, "item", use_float=True), start=1):  # noqa: B007
             yield record
     except ijson.JSONError:
-        # Python writes and reads what the standard does not know, such as NaN: at the price of the whole in memory
+        # Python writes and reads what the standard does not know, NaN and half characters: with the whole in memory
         with fsspec.open(file, "rt", encoding="utf-8-sig", compression="infer") as text:
             yield from islice(json.load(text), row, None)
+
+
+def _has_lone_surrogate(file: str) -> bool:
+    with fsspec.open(file, "rb", compression="infer") as stream:
+        rest = b""
+        while chunk := stream.read(2**24):
+            if LONE_SURROGATE.search(rest + chunk, 0, len(rest + chunk) - 12):
+                return True
+            rest = (rest + chunk)[-24:]
+        return LONE_SURROGATE.search(rest) is not None
 
 
 def _open_tar(stream: BinaryIO) -> tarfile.TarFile:
@@ -100,7 +119,7 @@ def read_tar(file: str, columns: Sequence[str] = ()) -> Iterator[Row]:
                     yield _sample_record(sample, files, columns)
                     files = {}
                 sample = name[0]
-                content = archive.extractfile(member).read()
+                content = archive.extractfile(member).read() if member.isfile() else LINK
                 files[name[1]] = TWICE if name[1] in files else content
         if files:
             yield _sample_record(sample, files, columns)
@@ -112,28 +131,29 @@ def read_tar(file: str, columns: Sequence[str] = ()) -> Iterator[Row]:
 def _sample_of(member: tarfile.TarInfo) -> tuple[str, str] | None:
     """A member's sample and extension; None for folders and for what a file system left behind (`._x`)."""
     folder, base = posixpath.split(member.name)
-    stem, dot, extension = base.partition(".")
-    return (posixpath.join(folder, stem), extension.lower()) if member.isfile() and stem and dot else None
+    stem, _, extension = base.partition(".")
+    return None if member.isdir() or not stem else (posixpath.join(folder, stem), extension.lower())
 
 
 def _sample_record(sample: str, files: dict[str, bytes], columns: Sequence[str]) -> Row:
     if twice := [name for name, content in files.items() if content is TWICE]:
-        return Fault("malformed_record", f"Sample {sample} has several files {sample}.{twice[0]}.")
+        return Fault("malformed_record", f"Sample {sample} has several files {sample}.{twice[0]}.", sample)
+    if links := [name for name, content in files.items() if content is LINK]:
+        return Fault("missing", f"{sample}.{links[0]} is a link or a device, which a stream cannot follow.", sample)
     try:
         record = {**dict.fromkeys(files), "id": sample, **json.loads(files.get("json", b"{}"))}
-        record |= {"caption": files[name].decode() for name in CAPTION_EXTENSIONS if name in files}
+        record |= {"caption": files[name].decode("utf-8-sig") for name in CAPTION_EXTENSIONS if name in files}
         for name in files.keys() & columns:
             is_image = name.rsplit(".", 1)[-1] in IMAGE_EXTENSIONS
-            record[name] = _image(sample, name, files) if is_image else files[name].decode()
-    except (ValueError, TypeError) as error:
-        return Fault("malformed_record", f"Sample {sample}: {error}")
+            record[name] = _image(sample, name, files) if is_image else files[name].decode("utf-8-sig")
+    except (ValueError, TypeError, RecursionError) as error:
+        return Fault("malformed_record", f"Sample {sample}: {error}", sample)
     names = [name for name in files if name.rsplit(".", 1)[-1] in IMAGE_EXTENSIONS]
     # `x.seg.png` beside `x.jpg` is a mask or the like
     names = [name for name in names if name in IMAGE_EXTENSIONS] or names
-    if not names and not all(name.rsplit(".", 1)[-1] in OTHER_EXTENSIONS for name in files):
-        return Fault("missing", f"Sample {sample} has no picture of a known kind, but {sorted(files)}.")
-    # A path in the JSON says where the image once was
-    record.pop("image", None)
+    is_told = any(not is_absent(record.pop(name, None)) for name in ("image", "images"))  # a path says where it was
+    if not names and (is_told or not all(name.rsplit(".", 1)[-1] in OTHER_EXTENSIONS for name in files)):
+        return Fault("missing", f"Sample {sample} has no picture of a known kind, but {sorted(files)}.", sample)
     return record | {"images": [_image(sample, name, files) for name in names]}
 
 

@@ -14,16 +14,12 @@ import numpy as np
 from PIL import Image
 
 from .faults import Fault
-from .samples import PLACEHOLDER, Sample, text_of
+from .samples import Sample, text_of
+from .turns import Place, is_absent, read_turn
 
 
-ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
-TEXT_PARTS = ("text", "input_text", "output_text")
-IMAGE_PARTS = ("image", "image_url", "input_image")
-SOURCES = ("image", "image_url", "path", "url", "base64", "bytes")  # of a part: where its image is
-# What would vanish from the conversation if it were passed over
-NOT_READ_IN_RECORDS = ("video", "videos", "audio", "audios", "tools", "functions", "system")
-NOT_READ_IN_TURNS = ("tool_calls", "function_call", "tool_call_id", "audio", "refusal", "reasoning_content")
+# A record may have any fields beside those that are read, but not these: the conversation would lack something
+NOT_READ = ("video", "videos", "audio", "audios", "tools", "functions", "system", "system_prompt", "system_message")
 MAX_LEVEL = 2**31  # anything above is a mistake, and need not fit into a column
 
 
@@ -38,9 +34,10 @@ def read_record(record: dict[str, Any] | Fault, interleaved: bool = False) -> Sa
     """
     if isinstance(record, Fault):
         return record
-    name = record.get("id") if isinstance(record, dict) else None
-    name = None if name is None else str(name)
+    name = None
     try:
+        name = record.get("id") if isinstance(record, dict) else None
+        name = None if name is None else str(name)
         return _read(record, name, interleaved)
     except Fault as fault:
         fault.id = name
@@ -54,7 +51,7 @@ def _read(record: dict[str, Any], name: str | None, interleaved: bool) -> Sample
     turns, has_question = _find_turns(record)
     messages, sources, notes = [], [], []
     for number, turn in enumerate(turns):
-        message, inside = _read_turn(turn, interleaved)
+        message, inside = read_turn(turn, interleaved)
         if number == 0 and message["role"] == "assistant" and "from" in turn:
             notes.append("leading_answer_dropped")
             continue
@@ -62,21 +59,22 @@ def _read(record: dict[str, Any], name: str | None, interleaved: bool) -> Sample
         sources += inside
     images = _fill_places(messages, sources, _listed_images(record))
     level, score = _read_level(record)
-    _check_unicode(name, *(text_of(message["content"]) for message in messages), *images)
+    paths = (image.get("path") if isinstance(image, dict) else image for image in images)
+    _check_unicode(name, *(text_of(message["content"]) for message in messages), *paths)
     return Sample(name, messages, images, level, score, has_question, notes)
 
 
 def _check_fields(record: Any) -> None:
     if not isinstance(record, dict):
         raise Fault("malformed_record", f"The row is {record!r}, no object.")
-    for name in NOT_READ_IN_RECORDS:
-        if not _is_absent(record.get(name)):
+    for name in NOT_READ:
+        if not is_absent(record.get(name)):
             raise Fault("unknown_part", f"The record has {name!r}, which is not read.")
 
 
 def _find_turns(record: dict[str, Any]) -> tuple[list[Any], bool]:
     """The turns of a conversation, or those that a caption stands for; and which of the two."""
-    found = [name for name in ("messages", "conversations") if not _is_absent(record.get(name))]
+    found = [name for name in ("messages", "conversations") if not is_absent(record.get(name))]
     if len(found) == 2:
         raise Fault("malformed_record", "The record has both messages and conversations: which of them counts?")
     if found:
@@ -93,80 +91,9 @@ def _find_turns(record: dict[str, Any]) -> tuple[list[Any], bool]:
     return [{"role": "user", "content": []}, {"role": "assistant", "content": caption}], False
 
 
-def _read_turn(turn: Any, interleaved: bool) -> tuple[dict[str, Any], list[Any]]:
-    """A turn as a message, and the sources of its images: None where only their place is said."""
-    keys = ("from", "value") if isinstance(turn, dict) and "from" in turn else ("role", "content")
-    if not isinstance(turn, dict) or any(key not in turn for key in keys):
-        raise Fault("malformed_record", f"A turn has neither role and content nor from and value: {turn!r}")
-    role, content = (turn[key] for key in keys)
-    if not isinstance(role, str) or role not in ROLES:
-        raise Fault("malformed_record", f"A turn is by {role!r}; known: {sorted(ROLES)}")
-    for name in NOT_READ_IN_TURNS:
-        if not _is_absent(turn.get(name)):
-            raise Fault("unknown_part", f"A turn by the {ROLES[role]} has {name!r}, which is not read.")
-    weight = _read_weight(turn.get("weight"), ROLES[role])
-    parts = [_read_part(part) for part in content] if isinstance(content, list) else [(content, None)]
-    texts = [text for text, _ in parts if text is not None or not isinstance(content, list)]
-    if wrong := [text for text in texts if not isinstance(text, str)]:
-        raise Fault("non_string_caption", f"The text of a turn is {wrong[0]!r}, not a string.")
-    if ROLES[role] == "user" and any(PLACEHOLDER in text for text in texts):
-        if len(parts) != len(texts):
-            raise Fault("placeholder_count", f"A turn has both image parts and {PLACEHOLDER} in its text.")
-        parts = _split("".join(texts), interleaved)
-    elif ROLES[role] == "system" and any(PLACEHOLDER in text for text in texts):
-        raise Fault("malformed_record", f"A system message has {PLACEHOLDER} in its text; images are a user's.")
-    if ROLES[role] != "user" and len(parts) != len(texts):
-        raise Fault("malformed_record", f"A turn by the {ROLES[role]} has an image; images are a user's.")
-    if ROLES[role] == "assistant" and weight and not "".join(texts).strip():
-        raise Fault("empty_caption", "What the assistant says is empty.")
-    read = [{"type": "image"} if text is None else {"type": "text", "text": text} for text, _ in parts]
-    return {"role": ROLES[role], "content": read, "weight": weight}, [source for text, source in parts if text is None]
-
-
-def _read_weight(weight: Any, role: str) -> int:
-    """0 for an answer that is not trained on, as OpenAI's and axolotl's data have it."""
-    if weight is None:
-        return 1
-    if weight not in (0, 1) or (weight and role != "assistant"):
-        raise Fault("malformed_record", f"A turn by the {role} has weight {weight!r}; known is 0 or 1, of answers.")
-    return int(weight) if role == "assistant" else 1
-
-
-def _read_part(part: Any) -> tuple[str | None, Any]:
-    """A part's text and None, or None and the source of its image."""
-    if not isinstance(part, dict) or part.get("type") is None:
-        raise Fault("malformed_record", f"A part of a message has no type: {str(part)[:200]}")
-    kind = part["type"]
-    found = [name for name in SOURCES if not _is_absent(part.get(name))]
-    if kind in TEXT_PARTS:
-        if found:
-            raise Fault("malformed_record", f"A part of type {kind!r} has {found[0]!r}, as an image has.")
-        text = part.get("text")
-        if not isinstance(text, str):
-            raise Fault("non_string_caption", f"The text of a turn is {text!r}, not a string.")
-        return text, None
-    if kind not in IMAGE_PARTS:
-        raise Fault("unknown_part", f"A part of a message is of type {kind!r}; known: {[*TEXT_PARTS, *IMAGE_PARTS]}")
-    if not _is_absent(part.get("text")) or len(found) > 1 or not _is_absent(part.get("file_id")):
-        raise Fault("malformed_record", f"A part of type {kind!r} has {sorted(part)}; known is one of {SOURCES}.")
-    source = part[found[0]] if found else None
-    return None, f"data:image;base64,{source}" if found == ["base64"] else source
-
-
-def _split(text: str, interleaved: bool) -> list[tuple[str | None, None]]:
-    """A text with `<image>` as parts: in their places, or first, as the authors' code has them."""
-    first, *others = text.strip().split(PLACEHOLDER)
-    if not interleaved:
-        return [(None, None)] * len(others) + [(text.replace(PLACEHOLDER, "").strip(), None)]
-    parts = [(first, None)]
-    for piece in others:  # templates write a newline after an image
-        parts += [(None, None), (piece.removeprefix("\n"), None)]
-    return [part for part in parts if part[0] != ""]
-
-
 def _listed_images(record: dict[str, Any]) -> list[Any]:
-    found = {name: record[name] for name in ("images", "image") if not _is_absent(record.get(name))}
-    lists = [list(value) if isinstance(value, list | tuple) else [value] for value in found.values()]
+    found = {name: record[name] for name in ("images", "image") if not is_absent(record.get(name))}
+    lists = [list(value) if _is_list(value) else [value] for value in found.values()]
     if len(lists) == 2 and lists[0] != lists[1]:
         raise Fault("malformed_record", "The record has both image and images, which differ: which of them counts?")
     return lists[0] if lists else []
@@ -174,31 +101,36 @@ def _listed_images(record: dict[str, Any]) -> list[Any]:
 
 def _fill_places(messages: list[dict[str, Any]], sources: list[Any], listed: list[Any]) -> list[Any]:
     """The images in the order of their places: those inside the parts, and those that the record lists for others."""
-    num_listed, num_open = len(listed), sum(_is_absent(source) for source in sources)
-    if num_listed and not sources:  # no turn says whose they are: the first user's
+    if listed and not sources:  # no turn says whose they are: the first user's
         user = next((turn for turn in messages if turn["role"] == "user"), None)
         if user is None:
-            messages.insert(0, user := {"role": "user", "content": [], "weight": 1})
-        user["content"][:0] = [{"type": "image"}] * num_listed
-        sources, num_open = [None] * num_listed, num_listed
-    if num_open and not num_listed:
+            is_led = bool(messages) and messages[0]["role"] == "system"
+            messages.insert(int(is_led), user := {"role": "user", "content": [], "weight": 1})
+        user["content"][:0] = [{"type": "image"}] * len(listed)
+        sources = [Place() for _ in listed]
+    places = [source for source in sources if isinstance(source, Place)]
+    if places and not listed:
         raise Fault("missing", "The text has a place for an image, but the record names none.")
-    is_repeated = num_open == 0 and [*map(_read_source, listed)] == [*map(_read_source, sources)]
-    if num_open != num_listed and not is_repeated:
+    order = [number if place.index is None else place.index for number, place in enumerate(places)]
+    is_repeated = not places and [*map(_read_source, listed)] == [*map(_read_source, sources)]
+    if {*order} != {*range(len(listed))} and not is_repeated:
         raise Fault(
-            "placeholder_count", f"The text has places for {num_open} images, the record {num_listed} to put there."
+            "placeholder_count", f"The text has places for the images {order}, the record {len(listed)} to put there."
         )
-    remaining = iter(listed)
-    return [_read_source(next(remaining) if _is_absent(source) else source) for source in sources]
+    chosen = iter(order)
+    return [_read_source(listed[next(chosen)] if isinstance(s, Place) else s) for s in sources]
 
 
 def _read_source(source: Any) -> Any:
     """An image's source in its plainest form; what it holds is looked at when it is opened."""
     if isinstance(source, dict):
-        if not _is_absent(source.get("bytes")):
+        if source.get("bytes") is not None:
+            if not isinstance(source["bytes"], bytes):
+                kind = type(source["bytes"]).__name__
+                raise Fault("malformed_record", f"The bytes of an image are of type {kind}; base64 is a part's.")
             return {"bytes": source["bytes"], "path": source.get("path")}
-        source = next((source[key] for key in ("path", "url") if not _is_absent(source.get(key))), None)
-    if _is_absent(source):
+        source = next((source[key] for key in ("path", "url") if not is_absent(source.get(key))), None)
+    if is_absent(source):
         raise Fault("missing", "An image of the record is null.")
     if isinstance(source, str | bytes | Image.Image | np.ndarray) or hasattr(source, "__array__"):
         return source
@@ -227,11 +159,8 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool | np.bool_) and value == value
 
 
-def _is_absent(value: Any) -> bool:
-    """Whether a field says nothing: null, empty, or an image of nothing, as tables have it."""
-    if isinstance(value, dict):
-        return all(_is_absent(inner) for inner in value.values())
-    return value is None or (isinstance(value, str | bytes | list | tuple) and len(value) == 0)
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.dtype == object)
 
 
 def _check_unicode(*values: Any) -> None:

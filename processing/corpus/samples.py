@@ -1,5 +1,6 @@
 """A record that was read: the one form that all steps take."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,6 +78,13 @@ def text_of(content: list[dict[str, str]], placeholder: str = "") -> str:
     return "".join(part["text"] if part["type"] == "text" else placeholder for part in content)
 
 
+def escape_placeholders(text: str, placeholders: Sequence[str]) -> str:
+    """A placeholder that is written in a text is about markup, and none; a space keeps it from becoming one."""
+    for token in placeholders:
+        text = text.replace(token, f"{token[0]} {token[1:]}")
+    return text
+
+
 def check_single(images: list[Any]) -> None:
     """
     Whether there is one image at most.
@@ -91,7 +99,9 @@ def check_single(images: list[Any]) -> None:
 def stored_image(image: Any, embedded: bool, keep_bytes: bool = True) -> str | dict[str, Any]:
     """A sample's image as a table has it: a path or, where its column holds bytes, `{"bytes": ..., "path": ...}`."""
     if not embedded:
-        return image["path"] if isinstance(image, dict) else image
+        if not isinstance(image, str):
+            raise Fault("malformed_record", "The image is a picture or bytes, where the data have paths.")
+        return image
     if isinstance(image, str):
         image = {"bytes": None, "path": image}
     elif not isinstance(image, dict):

@@ -19,7 +19,7 @@ from datasets.data_files import get_data_patterns
 
 from .faults import Fault
 from .files import Row, count_tar, read_json, read_tar
-from .tables import BROKEN_TABLE, load_table, read_dataset, read_table, with_bytes, with_encoded_images
+from .tables import BROKEN_TABLE, may_hold_images, read_dataset, read_table, with_bytes, with_encoded_images
 
 
 FORMATS = {"json": "json", "jsonl": "json", "ndjson": "json", "tar": "tar"}
@@ -148,7 +148,7 @@ def _rename_columns(shard: Shard, names: dict[str, str]) -> Shard:
     def _rename_row(row: dict[str, Any]) -> Row:
         renamed = {key: value for key, value in row.items() if not any(key in hidden[name] for name in names)}
         for name, column in names.items():
-            value = row.get(column)
+            value = row.get(column, row.get(column.lower()))  # a tar's are told in lower case
             if name == "image" and value is None and any(row.get(other) for other in hidden["image"]):
                 return Fault("missing", f"The record has no image under {column!r}; its fields are {sorted(row)}.")
             renamed[name] = value
@@ -169,29 +169,18 @@ def _file_shards(files: list[str], streaming: bool, columns: tuple[str, ...]) ->
     unknown = [file for file in files if _extension(file) not in FORMATS]
     if unknown:
         raise ValueError(f"The format of {unknown[0]} is unknown; known are {sorted(FORMATS)}.")
-    embedded = False
-    for table in (file for file in files if FORMATS[_extension(file)] not in ROW_FORMATS):
-        try:
-            embedded = with_encoded_images(load_table(table, FORMATS[_extension(table)]))[1]
-            break  # one look for all of them: a corpus may have thousands
-        except BROKEN_TABLE:  # told when it is read
-            embedded = True
     count_tars = len(files) <= 200  # they have to be gone through to be counted
-    return [
-        _file_shard(file, file[len(stem) :].lstrip("/"), streaming, embedded, count_tars, columns) for file in files
-    ]
+    return [_file_shard(file, file[len(stem) :].lstrip("/"), streaming, count_tars, columns) for file in files]
 
 
-def _file_shard(
-    file: str, name: str, streaming: bool, embedded: bool, count_tars: bool, columns: tuple[str, ...]
-) -> Shard:
+def _file_shard(file: str, name: str, streaming: bool, count_tars: bool, columns: tuple[str, ...]) -> Shard:
     file_format, is_local = FORMATS[_extension(file)], os.path.isfile(file)
 
     def read(start: int) -> Iterator[Row]:
         # Now, not on opening: no process waits for the files of another
         path = file if streaming else datasets.DownloadManager().download(file)
         if file_format in ROW_FORMATS:
-            rows = read_tar(path, columns) if file_format == "tar" else read_json(path)
+            rows = read_tar(path, [column.lower() for column in columns]) if file_format == "tar" else read_json(path)
             yield from islice(rows, start, None)
         else:
             yield from read_table(path, file_format, name, start)
@@ -209,7 +198,7 @@ def _file_shard(
             return None
 
     fingerprint = _fingerprint(file) if is_local else file
-    has_images = file_format == "tar" or (embedded and file_format != "json")
+    has_images = file_format == "tar" or (file_format != "json" and may_hold_images(file, file_format))
     return Shard(name, read, has_images, fingerprint, count_rows, file)
 
 

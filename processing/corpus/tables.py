@@ -42,6 +42,21 @@ def load_table(file: str, file_format: str) -> datasets.IterableDataset:
     return datasets.load_dataset(file_format, data_files=[file], split="train", streaming=True)
 
 
+def may_hold_images(file: str, file_format: str) -> bool:
+    """Whether a file's rows may have images as bytes; of one that cannot be read, which is told later, True."""
+    try:
+        if file_format == "parquet" and os.path.isfile(file):  # a corpus may have thousands
+            return any(map(_holds_bytes, pyarrow.parquet.read_schema(file).types))
+        return with_encoded_images(load_table(file, file_format))[1]
+    except BROKEN_TABLE:
+        return True
+
+
+def _holds_bytes(kind: pyarrow.DataType) -> bool:
+    inner = [kind.field(index).type for index in range(kind.num_fields)]
+    return "binary" in str(kind) if not inner else any(map(_holds_bytes, inner))
+
+
 def read_dataset(
     dataset: datasets.Dataset | datasets.IterableDataset, name: str, start: int, is_local: bool = False
 ) -> Iterator[Row]:
@@ -71,20 +86,18 @@ def with_encoded_images(dataset: Any) -> tuple[Any, bool]:
 
 def _may_hold_images(feature: Any) -> bool:
     """Whether values of a feature are images, or have images inside: in lists, in the parts of messages."""
-    if isinstance(feature, datasets.List):
+    if isinstance(feature, datasets.List | datasets.LargeList):
         return _may_hold_images(feature.feature)
     if isinstance(feature, dict):
         return any(_may_hold_images(inner) for inner in feature.values())
-    return isinstance(feature, datasets.Image) or (
-        isinstance(feature, datasets.Value) and feature.dtype.startswith(("binary", "large_binary"))
-    )
+    return isinstance(feature, datasets.Image) or (isinstance(feature, datasets.Value) and "binary" in feature.dtype)
 
 
 def _undecoded(feature: Any) -> Any:
     if isinstance(feature, datasets.Image):
         return datasets.Image(decode=False)
-    if isinstance(feature, datasets.List):
-        return datasets.List(_undecoded(feature.feature))
+    if isinstance(feature, datasets.List | datasets.LargeList):
+        return type(feature)(_undecoded(feature.feature))
     if isinstance(feature, dict):
         return {name: _undecoded(inner) for name, inner in feature.items()}
     return feature

@@ -159,6 +159,8 @@ def _choose_cuts(args: LevelArguments, source: _Source, histogram: ScoreHistogra
         return LevelCuts("random", args.num_levels, [], len(histogram) or given, seed=args.random)
     if given and args.rule is None:
         return LevelCuts("given", args.num_levels, [], given)
+    if not len(histogram):
+        raise ValueError(f"{args.data} has no scores to cut: run `aligngpt score` first.")
     rule = args.rule or "equal-frequency"
     return LevelCuts(rule, args.num_levels, histogram.cut(args.num_levels, rule), len(histogram), **scorer)
 

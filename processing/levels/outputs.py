@@ -60,13 +60,15 @@ def _llava_record(row: dict[str, Any]) -> dict[str, Any]:
     for turn, message in zip(turns, messages, strict=True):
         if message.get("weight") is not None:
             turn["weight"] = message["weight"]
+    if turns[0]["from"] == "gpt":  # a first turn by the assistant would be left out by those who read this form
+        turns.insert(0, {"from": "human", "value": ""})
     record = {"id": row["id"], "conversations": turns}
     if row["image"] is not None:
         if not any(PLACEHOLDER in turn["value"] for turn in turns if turn["from"] == "human"):
             first = next((turn for turn in turns if turn["from"] == "human"), None)
             if first is None:
                 turns.insert(0, first := {"from": "human", "value": ""})
-            first["value"] = f"{PLACEHOLDER}\n{first['value']}".rstrip()
+            first["value"] = f"{PLACEHOLDER}\n{first['value']}" if first["value"] else PLACEHOLDER
         record |= {"image": row["image"], "similarity": row["alignment_level"]}
         record |= {name: row[name] for name in ("alignment_score", "alignment_level")}
     return record

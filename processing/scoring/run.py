@@ -38,7 +38,10 @@ def score_corpus(
     _check(args)
     # Without cpu=True, processes that find no GPU would not know of each other, and all score everything
     state = PartialState(cpu=args.device == "cpu" or not torch.accelerator.is_available())
-    scorer = AlignmentScorer(args.scorer, args.scorer_revision, args.device or state.device, args.dtype)
+    try:
+        scorer = AlignmentScorer(args.scorer, args.scorer_revision, args.device or state.device, args.dtype)
+    except TypeError as error:  # another kind of model: the argument's mistake
+        raise ValueError(str(error)) from error
     shards = open_corpus(
         args.data if dataset is None else dataset,
         split=args.split,

@@ -2,8 +2,10 @@
 
 import io
 import logging
+import os
 import subprocess
 import sys
+import sysconfig
 from importlib.metadata import distributions
 
 import pytest
@@ -57,6 +59,8 @@ def test_every_command_tells_what_it_does_and_its_arguments(command, aligngpt_co
     assert "-dir" not in printed.replace("--output_dir", ""), "one spelling of an option"
 
 
+SCRIPT = os.path.join(sysconfig.get_path("scripts"), "aligngpt")  # that pip installed
+
 LIGHT = """
 import runpy, sys
 sys.argv = {arguments}
@@ -71,14 +75,14 @@ print("loaded:", sorted(loaded))
 
 @pytest.mark.parametrize("argument", ["--help", "--version", "nonsense"])
 def test_the_table_of_commands_and_the_version_need_no_library(argument, run_python, tmp_path):
-    printed = run_python(LIGHT.format(arguments=["aligngpt", argument]), tmp_path)
+    printed = run_python(LIGHT.format(arguments=[SCRIPT, argument]), tmp_path)
     assert printed.endswith("loaded: []\n")
     assert argument != "--version" or printed.startswith(f"aligngpt {aligngpt.__version__}\n")
 
 
 @pytest.mark.parametrize("command", [name for name in COMMANDS if name not in ("pretrain", "sft")])
 def test_the_help_of_a_command_needs_transformers_parser_and_nothing_else(command, run_python, tmp_path):
-    printed = run_python(LIGHT.format(arguments=["aligngpt", command, "--help"]), tmp_path)
+    printed = run_python(LIGHT.format(arguments=[SCRIPT, command, "--help"]), tmp_path)
     assert printed.endswith("loaded: ['transformers']\n")
 
 
@@ -172,7 +176,7 @@ def test_a_bug_shows_its_traceback_and_a_mistake_only_with_debug(capsys):
     assert capsys.readouterr().err == "aligngpt x: wrong in two lines (--debug shows the traceback)\n"
     with pytest.raises(SystemExit) as stopped, told_in_a_line("aligngpt x"):
         raise KeyboardInterrupt
-    assert stopped.value.code == 130 and capsys.readouterr().err == ""
+    assert stopped.value.code == 130 and capsys.readouterr().err == "\naligngpt x: stopped.\n"
 
 
 def test_debug_shows_the_traceback_of_a_mistake(aligngpt_command):
@@ -201,7 +205,7 @@ def test_the_package_shows_its_own_names_only():
 
 REGISTERED = """
 import sys
-sys.argv = ["aligngpt"]
+sys.argv = [{script!r}]
 import aligngpt
 assert "transformers" not in sys.modules
 aligngpt.{name}
@@ -212,7 +216,7 @@ print(AutoConfig.for_model("aligngpt").model_type)
 
 @pytest.mark.parametrize("name", ["AlignGPTConfig", "AlignmentScorer"])
 def test_in_the_command_the_first_name_that_is_used_registers_the_classes(name, run_python, tmp_path):
-    assert run_python(REGISTERED.format(name=name), tmp_path) == "aligngpt\n"
+    assert run_python(REGISTERED.format(name=name, script=SCRIPT), tmp_path) == "aligngpt\n"
 
 
 def test_processes_that_the_command_starts_know_the_classes(tmp_path):
@@ -236,3 +240,30 @@ def test_one_thing_has_one_name_in_all_commands():
     for arguments in (LevelArguments, ExportArguments):
         assert "output_dir" in arguments.__dataclass_fields__
         assert not {"out", "source", "scores"} & arguments.__dataclass_fields__.keys()
+
+
+@pytest.mark.parametrize("name", ["aligngpt", "/somewhere/aligngpt", "aligngpt.py"])
+def test_another_program_of_the_commands_name_has_the_classes_registered(name, run_python, tmp_path):
+    code = f"import sys; sys.argv = [{name!r}]; import aligngpt; from transformers import AutoConfig\n"
+    assert run_python(code + "print(AutoConfig.for_model('aligngpt').model_type)", tmp_path) == "aligngpt\n"
+
+
+@pytest.mark.parametrize("options", [["-m"], ["-um"], ["-Im"], ["-u", "-m"]])
+def test_the_module_is_the_command_with_whatever_options_of_python(options, tmp_path):
+    command = [sys.executable, *options, "aligngpt", "--version"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (0, f"aligngpt {aligngpt.__version__}\n"), result.stderr
+
+
+def test_what_the_command_composes_loads_without_the_package(vision_folder, text_folder, run_python, tmp_path):
+    parts = ["--vision", vision_folder, "--text", text_folder]
+    command = [SCRIPT, "compose", *parts, "--output_dir", tmp_path / "composed"]
+    subprocess.run(command, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    code = (
+        "import sys; sys.modules['aligngpt'] = None\n"
+        "from transformers import AutoModelForImageTextToText, AutoProcessor\n"
+        "model = AutoModelForImageTextToText.from_pretrained('composed', trust_remote_code=True)\n"
+        "print(type(model).__name__, type(AutoProcessor.from_pretrained('composed', trust_remote_code=True)).__name__)"
+    )
+    printed = run_python(code, tmp_path, HF_HOME=str(tmp_path / "cache"))
+    assert printed.split() == ["AlignGPTForConditionalGeneration", "AlignGPTProcessor"]

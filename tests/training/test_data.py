@@ -210,3 +210,24 @@ def test_captions_without_a_question_and_dropped_answers_are_told_by_number(tmp_
             load_datasets(DataArguments(data=path), training_args, needs_images)
         assert "1 of 4 rows" in caplog.text and "first turn by the assistant was left out" in caplog.text
         assert ("a caption without a question" in caplog.text) == (not needs_images)
+
+
+def test_a_stream_whose_first_picture_comes_late_is_told_and_read_on(tmp_path, caplog):
+    records = [{"id": i, "messages": RECORDS[2]["messages"]} for i in range(1005)] + RECORDS[:2]
+    path = write_json(tmp_path / "data.json", records)
+    training_args = StageConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False)
+    with caplog.at_level("WARNING", logger="aligngpt"):
+        load_datasets(DataArguments(data=path, image_folder=".", streaming=True), training_args)
+    assert "Of the first 1000 rows: No row of" in caplog.text
+
+
+def test_tables_with_pictures_under_an_unknown_name_are_refused_without_an_image_folder(tmp_path, make_image):
+    data = datasets.Dataset.from_dict({"jpg": [make_image(0)], "messages": [RECORDS[2]["messages"]]})
+    data.cast_column("jpg", datasets.Image()).to_parquet(tmp_path / "data.parquet")
+    training_args = StageConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False)
+    with pytest.raises(ValueError, match=r"its tables hold bytes.*'jpg'"):
+        load_datasets(DataArguments(data=str(tmp_path / "data.parquet")), training_args)
+    with pytest.raises(ValueError, match=r"a column of images is named, pictures"):
+        load_datasets(
+            DataArguments(data=write_json(tmp_path / "d.json", RECORDS[2:]), image_column="pictures"), training_args
+        )

@@ -54,6 +54,7 @@ def test_the_card_tells_both_stages_and_the_levels(both_stages):
     first, second = text.split("### Stage 2")
     assert "| learning_rate | 0.005 |" in first and "| learning_rate | 0.003 |" in second
     assert "| gate_learning_rate | 0.01 |" in second and "| global_batch_size | 4 |" in second
+    assert "(12 rows, 12 with images)" in first and "(12 rows, 8 with images)" in second
     assert "12 pairs by openai/clip-vit-large-patch14-336 (ce19dc912ca5)" in first
     assert "8 levels, equal-frequency, at 0.1100, 0.1200, 0.1300, 0.1400, 0.1500, 0.1600, 0.1749." in first
     assert "Trained: model.multi_modal_projector, model.alignment_embeddings." in first

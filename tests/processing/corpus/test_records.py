@@ -5,14 +5,19 @@ import json
 import tarfile
 
 import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from aligngpt.processing.corpus.faults import FAULT_KINDS, Fault
+from aligngpt.processing.corpus.images import open_image
 from aligngpt.processing.corpus.records import read_record
 from aligngpt.processing.corpus.sources import open_corpus
+from aligngpt.processing.levels.outputs import _llava_record
 from aligngpt.training.collator import AlignGPTDataCollator
 from aligngpt.training.data import load_training_data
+from aligngpt.weights.exporting import mean_gate_weights
 
 
 ANSWER = {"role": "assistant", "content": "A cat."}
@@ -202,3 +207,82 @@ def test_one_broken_picture_inside_messages_of_parquet_costs_one_row(processor, 
     batch = AlignGPTDataCollator(processor, on_bad_row="skip")(rows)
     assert [(fault.id, fault.kind) for fault in batch["skipped_rows"]] == [("1", "corrupt")]
     assert len(batch["pixel_values"]) == 2
+
+
+@pytest.mark.parametrize("name", ["1.jpg", "2.json", "3"])
+def test_a_tars_picture_that_cannot_be_taken_is_missing_and_not_passed_over(name, tmp_path):
+    members = {"2.json": json.dumps({"image": "x.jpg", "caption": "two"}).encode()} if name == "2.json" else {}
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+        for member, content in {"0.png": png(), **members, f"{name[0]}.txt": b"text"}.items():
+            info = tarfile.TarInfo(member)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+        if name == "1.jpg":
+            link = tarfile.TarInfo("1.jpg")
+            link.type, link.linkname = tarfile.LNKTYPE, "0.png"
+            archive.addfile(link)
+        if name == "3":
+            archive.addfile(tarfile.TarInfo("3"))
+    rows = [read_record(row) for shard in open_corpus(str(tmp_path / "x.tar")) for row in shard.read(0)]
+    assert rows[-1].kind == "missing" and rows[-1].id == name[0]
+
+
+def test_a_picture_without_bytes_is_one_fault_and_no_other_file_takes_its_place(processor, tmp_path):
+    path = write_tar(tmp_path / "x.tar", {"1.png": b"", "1.txt": b"one", "2.png": png(), "2.txt": b"two"})
+    rows = list(load_training_data(path))
+    (tmp_path / "1.png").write_bytes(png())
+    batch = AlignGPTDataCollator(processor, image_folder=str(tmp_path), on_bad_row="skip")(rows)
+    assert [(fault.id, fault.kind) for fault in batch["skipped_rows"]] == [("1", "zero_sized")]
+
+
+@pytest.mark.parametrize("form", ["a.json", "a.jsonl"])
+def test_half_a_character_is_a_fault_in_every_form_of_json(form, tmp_path):
+    records = [
+        '{"image": "1.png", "caption": "half \\ud83d cat"}',
+        '{"image": "1.png", "caption": "whole \\ud83d\\ude00 cat"}',
+        '{"image": "1.png", "caption": "other half \\ude00 cat"}',
+    ]
+    text = "[" + ", ".join(records) + "]" if form == "a.json" else "\n".join(records)
+    (tmp_path / form).write_text(text)
+    rows = [read_record(row) for shard in open_corpus(str(tmp_path / form)) for row in shard.read(0)]
+    assert [getattr(row, "kind", None) for row in rows] == ["malformed_record", None, "malformed_record"]
+    assert rows[1].caption == "whole \U0001f600 cat"
+
+
+def test_a_line_nested_without_end_is_a_fault_of_its_row(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"a": ' + "[" * 100_000 + "]" * 100_000 + '}\n{"caption": "x"}\n')
+    rows = [read_record(row) for shard in open_corpus(str(tmp_path / "a.jsonl")) for row in shard.read(0)]
+    assert rows[0].kind == "malformed_record" and rows[1].caption == "x"
+
+
+def test_each_file_of_a_corpus_may_hold_its_images_in_its_own_way(processor, tmp_path):
+    datasets.Dataset.from_dict({"image": ["1.png"], "text": ["one"]}).to_parquet(tmp_path / "a.parquet")
+    inside = datasets.Dataset.from_dict({"image": [{"bytes": png(200), "path": "1.png"}], "text": ["two"]})
+    inside.cast_column("image", datasets.Image()).to_parquet(tmp_path / "b.parquet")
+    large = pa.table({"images": pa.array([[png(100)]], pa.large_list(pa.large_binary())), "text": ["three"]})
+    pq.write_table(large, tmp_path / "c.parquet")
+    (tmp_path / "1.png").write_bytes(png(50))
+    rows = list(load_training_data(str(tmp_path / "*.parquet")))
+    reds = [open_image(row["images"][0], str(tmp_path))[0].getpixel((0, 0))[0] for row in rows]
+    assert reds == [50, 200, 100]
+
+
+def test_a_first_turn_by_the_assistant_survives_llavas_form(tmp_path):
+    record = {"messages": [{**ANSWER, "content": "Hello."}, user(text("Hi")), ANSWER]}
+    sample = read_record(record)
+    row = {"id": "x", "image": None, "caption": sample.caption, "messages": sample.written_messages()}
+    again = read_record(_llava_record(row))
+    assert again.caption == sample.caption and not again.notes
+
+
+def test_placeholders_in_a_calibration_question_are_text_as_in_training(model, processor, make_image):
+    question = {"role": "user", "content": "<image>\nWhat does <align> mean?"}
+    weights = mean_gate_weights(model, processor, [{"image": make_image(0), "messages": [question]}])
+    batch = AlignGPTDataCollator(processor)([{"image": make_image(0), "messages": [question, ANSWER]}])
+    assert weights.shape == (7,) and (batch["input_ids"] == processor.align_token_id).sum() == 1
+
+
+def test_rows_of_other_sources_that_are_no_records_are_faults(processor):
+    rows = [{"fault": "none", "messages": [user(text("Hi")), ANSWER]}, ["no", "record"]]
+    batch = AlignGPTDataCollator(processor, on_bad_row="skip")(rows)
+    assert [(fault.id, fault.kind) for fault in batch["skipped_rows"]] == [("1", "malformed_record")]

@@ -1,0 +1,111 @@
+"""What the rows of a data set hold, as far as that is told before training: pictures, and what reading changed."""
+
+from collections import Counter
+from itertools import islice
+
+from datasets import Dataset, IterableDataset
+from transformers.utils import logging
+
+from aligngpt.processing.corpus.sources import open_corpus
+from aligngpt.training.arguments import DataArguments
+from aligngpt.training.collator import AlignGPTDataCollator
+
+
+logger = logging.get_logger(__name__)
+
+STREAMED_ROWS_LOOKED_AT = 1000
+NOTES = {
+    "leading_answer_dropped": "a first turn by the assistant was left out, as in the authors' code.",
+    "caption_without_question": "a caption without a question; stage 2 trains it as the answer to an empty one.",
+}
+
+
+def tell_about_rows(dataset: Dataset | IterableDataset, data_args: DataArguments, needs_images: bool) -> None:
+    """
+    Logs what reading changed, and how many captions come without a question where stage 2 would answer one. Of a
+    stream the first thousand rows are looked at.
+
+    Raises:
+        ValueError: if no row has a picture, and [`explain_missing_pictures`] says why one should, or a row with one
+            has no level where stage 1 needs it. Where the rows of a stream go on, the first is logged.
+    """
+    is_whole = True
+    if isinstance(dataset, IterableDataset):
+        rows = list(islice(dataset, STREAMED_ROWS_LOOKED_AT + 1))
+        is_whole = len(rows) <= STREAMED_ROWS_LOOKED_AT
+        num_images, notes = [row["num_images"] for row in rows], [row["notes"] for row in rows]
+    else:
+        columns = dataset.with_format("arrow")
+        num_images, notes = (columns[name].to_pylist() if len(dataset) else [] for name in ("num_images", "notes"))
+    if not any(num_images) and (needed := explain_missing_pictures(data_args, needs_images)):
+        if is_whole:
+            raise ValueError(needed)
+        logger.warning(f"Of the first {STREAMED_ROWS_LOOKED_AT} rows: {needed}")
+    if needs_images and is_whole:
+        _check_levels(dataset, data_args)
+    counts = Counter(note for row in notes for note in row)
+    if needs_images:
+        counts.pop("caption_without_question", None)  # which is what stage 1 trains on
+    for note, count in counts.items():
+        logger.warning(f"{count} of {len(num_images)} rows of {data_args.data}: {NOTES[note]}")
+
+
+def check_first_row(dataset: Dataset | IterableDataset, collator: AlignGPTDataCollator) -> None:
+    """
+    Collates the first row with an image (of a stream, among its first thousand), so that a wrong image folder does not
+    show after minutes. With `on_bad_row="skip"` it may be a bad one.
+
+    Raises:
+        ValueError: as the collator does.
+    """
+    if isinstance(dataset, IterableDataset):
+        row = next((row for row in islice(dataset, STREAMED_ROWS_LOOKED_AT) if row["num_images"]), None)
+    else:
+        counts = dataset.with_format("arrow")["num_images"].to_pylist() if len(dataset) else []
+        row = next((dataset[number] for number, count in enumerate(counts) if count), None)
+    if row is not None:
+        collator([row])
+
+
+def _check_levels(dataset: Dataset | IterableDataset, data_args: DataArguments) -> None:
+    """Whether each row with an image has a level; which ones there are, the model says."""
+    names = ["id", "num_images", "alignment_level", "fault"]
+    rows = dataset.select_columns(names)[:] if isinstance(dataset, Dataset) else None
+    rows = list(dataset) if rows is None else [dict(zip(rows, values, strict=True)) for values in zip(*rows.values())]
+    without = [row["id"] for row in rows if row["num_images"] and row["alignment_level"] < 0 and not row["fault"]]
+    if without:
+        raise ValueError(
+            f"{len(without)} rows of {data_args.data} have an image and no alignment level, which stage 1 needs: "
+            f"{', '.join(without[:5])}. Score the pairs (`aligngpt score`) and cut the scores into levels (`aligngpt "
+            "levels`) first."
+        )
+
+
+def count_rows(dataset: Dataset | IterableDataset) -> dict[str, int] | None:
+    """Rows, rows with images, and images, for the model card; None for a stream, whose end nobody has seen."""
+    if isinstance(dataset, IterableDataset):
+        return None
+    num_images = dataset.with_format("arrow")["num_images"].to_pylist() if len(dataset) else []
+    return {"rows": len(num_images), "rows_with_images": sum(map(bool, num_images)), "images": sum(num_images)}
+
+
+def explain_missing_pictures(data_args: DataArguments, needs_images: bool) -> str | None:
+    """What to say if no row has a picture; None if that is all right."""
+    options = data_args.reading_options()
+    options.pop("interleaved")
+    shards = open_corpus(data_args.data, **options)
+    if needs_images:
+        why = "stage 1 needs one in each"
+    elif data_args.image_folder is not None:
+        why = f"an image folder is named, {data_args.image_folder}"
+    elif data_args.image_column is not None:
+        why = f"a column of images is named, {data_args.image_column}"
+    elif any(shard.embedded_images and "tar" not in shard.file.split(".") for shard in shards):
+        why = "its tables hold bytes"
+    else:
+        return None
+    fields = next((sorted(row) for row in shards[0].read(0) if isinstance(row, dict)), [])
+    return (
+        f"No row of {data_args.data} has a picture, and {why}. Pictures are looked for in `image`, `images` and the "
+        f"messages; the first record has {fields}. Name the column with --image_column."
+    )
