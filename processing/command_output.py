@@ -35,6 +35,7 @@ class StderrHandler(logging.StreamHandler):
 
 def start_logging() -> None:
     """Shows what this package tells; not the root's logger: libraries would tell of every request."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of kernels that nobody asked for
     logger = logging.getLogger("aligngpt")
     logger.setLevel(logging.INFO)
     if not any(isinstance(handler, StderrHandler) for handler in logger.handlers):

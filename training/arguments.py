@@ -114,6 +114,13 @@ class StageConfig(SFTConfig):
     gate_learning_rate: float | None = field(
         default=None, metadata={"help": "Of the alignment gate, where it is not `learning_rate`."}
     )
+    resume_from_checkpoint: str | None = field(
+        default=None,
+        metadata={
+            "help": "`latest`: go on from the last whole checkpoint in output_dir, or start if there is none; or the "
+            "folder of a checkpoint."
+        },
+    )
     train_vision_tower: bool = field(default=False, metadata={"help": "Train the vision tower as well."})
     train_alignment_embeddings: bool = field(
         default=False, metadata={"help": "Go on training the alignment embeddings in stage 2."}

@@ -32,7 +32,7 @@ from aligngpt.training.checkpoints import find_checkpoint, load_model, load_proc
 from aligngpt.training.command_line import run_script
 from aligngpt.training.data import check_num_levels, load_datasets
 from aligngpt.training.history import TrainingHistory
-from aligngpt.training.row_counts import check_first_row, count_rows
+from aligngpt.training.row_counts import check_first_image, count_rows
 from aligngpt.training.stage_checks import check_stage
 from aligngpt.training.stages import STAGES, get_trained_modules, make_collator, select_trainable
 from aligngpt.training.trainer import AlignGPTTrainer, finish
@@ -54,8 +54,9 @@ def main(
     # A composed model wins over the parts of a recipe
     name = model_args.model_name_or_path
     parts = (compose_args.vision, compose_args.text) if name is None else (name,)
-    # Before any weights: what the data lack is told at once
-    loaded = None if data_args.check else load_datasets(data_args, training_args, STAGES["pretrain"].needs_levels)
+    if not data_args.check:  # before any weights: what the data lack is told at once
+        loaded = load_datasets(data_args, training_args, STAGES["pretrain"].needs_levels)
+        check_first_image(loaded["train_dataset"], data_args)
     set_seed(training_args.seed)  # the new modules are drawn before the trainer would set the seed
     if model_args.model_name_or_path is not None:
         processor, model = load_processor(model_args), load_model(model_args)
@@ -81,7 +82,6 @@ def main(
     if data_args.check:
         sys.exit(check_data(data_args, training_args, collator))
 
-    check_first_row(loaded["train_dataset"], collator)
     extra = ["model.vision_tower"] if training_args.train_vision_tower else []
     select_trainable(model, "pretrain", *extra)
     history = TrainingHistory.load(model_args.model_name_or_path, model_args.model_revision)

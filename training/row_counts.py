@@ -6,9 +6,10 @@ from itertools import islice
 from datasets import Dataset, IterableDataset
 from transformers.utils import logging
 
+from aligngpt.processing.corpus.faults import Fault
+from aligngpt.processing.corpus.images import open_image
 from aligngpt.processing.corpus.sources import open_corpus
 from aligngpt.training.arguments import DataArguments
-from aligngpt.training.collator import AlignGPTDataCollator
 
 
 logger = logging.get_logger(__name__)
@@ -50,21 +51,29 @@ def tell_about_rows(dataset: Dataset | IterableDataset, data_args: DataArguments
         logger.warning(f"{count} of {len(num_images)} rows of {data_args.data}: {NOTES[note]}")
 
 
-def check_first_row(dataset: Dataset | IterableDataset, collator: AlignGPTDataCollator) -> None:
+def check_first_image(dataset: Dataset | IterableDataset, data_args: DataArguments) -> None:
     """
-    Collates the first row with an image (of a stream, among its first thousand), so that a wrong image folder does not
-    show after minutes. With `on_bad_row="skip"` it may be a bad one.
+    Opens the images of the first row that has any (of a stream, among its first thousand), so that a wrong image
+    folder shows at once. With `on_error="skip"` they may be broken.
 
     Raises:
-        ValueError: as the collator does.
+        ImageFolderNeededError: if they are paths, and no folder is named.
+        ValueError: if they cannot be opened; the message names the row.
     """
     if isinstance(dataset, IterableDataset):
         row = next((row for row in islice(dataset, STREAMED_ROWS_LOOKED_AT) if row["num_images"]), None)
     else:
         counts = dataset.with_format("arrow")["num_images"].to_pylist() if len(dataset) else []
         row = next((dataset[number] for number, count in enumerate(counts) if count), None)
-    if row is not None:
-        collator([row])
+    for image in [] if row is None else row["images"]:
+        try:
+            open_image(image, data_args.image_folder)
+        except Fault as fault:
+            if data_args.on_error == "fail":
+                raise ValueError(
+                    f"Rows that cannot be trained on: row {row['id']}: {fault.kind}: {fault} Is the image folder the "
+                    "right one? `--check` looks for all such rows."
+                ) from fault
 
 
 def _check_levels(dataset: Dataset | IterableDataset, data_args: DataArguments) -> None:

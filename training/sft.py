@@ -35,7 +35,7 @@ from aligngpt.training.checkpoints import find_checkpoint, load_model, load_proc
 from aligngpt.training.command_line import run_script
 from aligngpt.training.data import load_datasets
 from aligngpt.training.history import TrainingHistory
-from aligngpt.training.row_counts import check_first_row, count_rows
+from aligngpt.training.row_counts import check_first_image, count_rows
 from aligngpt.training.stage_checks import check_stage
 from aligngpt.training.stages import (
     get_lora_config,
@@ -73,7 +73,7 @@ def main(
         sys.exit(check_data(data_args, training_args, collator))  # for which no weights are needed
 
     loaded = load_datasets(data_args, training_args)  # before any weights: what the data lack is told at once
-    check_first_row(loaded["train_dataset"], collator)
+    check_first_image(loaded["train_dataset"], data_args)
     set_seed(training_args.seed)
     model = load_model(model_args, **ablation_args.get_config_fields())
     if ablation_args.random_alignment_embeddings:

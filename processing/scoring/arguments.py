@@ -48,5 +48,9 @@ class ScoreArguments:
         },
     )
     keep_images: bool = field(
-        default=True, metadata={"help": "Copy images that the data holds as bytes into the output, as training needs."}
+        default=True,
+        metadata={
+            "help": "Images that the data hold as bytes are copied into the output, where training needs them; with "
+            "--no_keep_images they are not."
+        },
     )
