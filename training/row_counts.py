@@ -53,19 +53,18 @@ def tell_about_rows(dataset: Dataset | IterableDataset, data_args: DataArguments
 
 def check_first_image(dataset: Dataset | IterableDataset, data_args: DataArguments) -> None:
     """
-    Opens the images of the first row that has any (of a stream, among its first thousand), so that a wrong image
-    folder shows at once. With `on_error="skip"` they may be broken.
+    Opens the images of the first row that has any, so that a wrong image folder shows at once; a stream is left alone,
+    for it may be long in coming. With `on_error="skip"` they may be broken.
 
     Raises:
         ImageFolderNeededError: if they are paths, and no folder is named.
         ValueError: if they cannot be opened; the message names the row.
     """
     if isinstance(dataset, IterableDataset):
-        row = next((row for row in islice(dataset, STREAMED_ROWS_LOOKED_AT) if row["num_images"]), None)
-    else:
-        counts = dataset.with_format("arrow")["num_images"].to_pylist() if len(dataset) else []
-        row = next((dataset[number] for number, count in enumerate(counts) if count), None)
-    for image in [] if row is None else row["images"]:
+        return
+    counts = dataset.with_format("arrow")["num_images"].to_pylist() if len(dataset) else []
+    row = next((dataset[number] for number, count in enumerate(counts) if count), {"images": []})
+    for image in row["images"]:
         try:
             open_image(image, data_args.image_folder)
         except Fault as fault:
