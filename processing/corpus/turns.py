@@ -13,6 +13,7 @@ IMAGE_PARTS = ("image", "image_url", "input_image")
 SOURCES = ("image", "image_url", "path", "url", "base64", "bytes")  # of a part: where its image is
 # Turns and parts may have these beside what is read of them; any other field may say what to see, or what to learn
 NOTES_OF_TURNS = ("name", "id", "date", "timestamp", "model", "lang", "language")
+READ_OF_PARTS = ("type", "text", "index", *SOURCES)
 NOTES_OF_PARTS = ("detail", "cache_control", "annotations")
 
 
@@ -36,8 +37,8 @@ def read_turn(turn: Any, interleaved: bool) -> tuple[dict[str, Any], list[Any]]:
     role, content = (turn[key] for key in keys)
     if not isinstance(role, str) or role not in ROLES:
         raise Fault("malformed_record", f"A turn is by {role!r}; known: {sorted(ROLES)}")
-    for name in turn.keys() - {*keys, "weight", *NOTES_OF_TURNS}:
-        if not is_absent(turn[name]):
+    for name in turn:
+        if name not in keys and name not in ("weight", *NOTES_OF_TURNS) and not is_absent(turn[name]):
             raise Fault("unknown_part", f"A turn by the {ROLES[role]} has {name!r}, which is not read.")
     weight = _read_weight(turn.get("weight"), ROLES[role])
     parts = [_read_part(part) for part in content] if isinstance(content, list) else [(content, None)]
@@ -73,8 +74,8 @@ def _read_part(part: Any) -> tuple[str | None, Any]:
         raise Fault("malformed_record", f"A part of a message has no type: {str(part)[:200]}")
     kind = part["type"]
     found = [name for name in SOURCES if not is_absent(part.get(name))]
-    for name in part.keys() - {"type", "text", "index", *SOURCES, *NOTES_OF_PARTS}:
-        if not is_absent(part[name]):
+    for name in part:
+        if name not in READ_OF_PARTS and name not in NOTES_OF_PARTS and not is_absent(part[name]):
             raise Fault("unknown_part", f"A part of type {kind!r} has {name!r}, which is not read.")
     if kind in TEXT_PARTS:
         if found:
