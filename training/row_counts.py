@@ -17,6 +17,7 @@ logger = logging.get_logger(__name__)
 STREAMED_ROWS_LOOKED_AT = 1000
 NOTES = {
     "leading_answer_dropped": "a first turn by the assistant was left out, as in the authors' code.",
+    "level_without_image": "a level or score without an image means nothing, and was left aside.",
     "caption_without_question": "a caption without a question; stage 2 trains it as the answer to an empty one.",
 }
 

@@ -59,6 +59,9 @@ def _read(record: dict[str, Any], name: str | None, interleaved: bool) -> Sample
         sources += inside
     images = _fill_places(messages, sources, _listed_images(record))
     level, score = _read_level(record)
+    if not images and (level, score) != (None, None):
+        level = score = None
+        notes.append("level_without_image")
     paths = (image.get("path") if isinstance(image, dict) else image for image in images)
     _check_unicode(name, *(text_of(message["content"]) for message in messages), *paths)
     return Sample(name, messages, images, level, score, has_question, notes)

@@ -29,7 +29,8 @@ class Sample:
         score (`float`, *optional*): the alignment score that the record came with.
         has_question (`bool`): False for a caption, which has no conversation.
         notes (`list[str]`): what reading changed, for reports to count: `leading_answer_dropped` (LLaVA's data; the
-            authors' code skips a first turn by the assistant).
+            authors' code skips a first turn by the assistant), `level_without_image` (a level or score of a text-only
+            record, which means nothing).
     """
 
     id: str | None

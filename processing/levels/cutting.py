@@ -138,8 +138,8 @@ def _row_of(record: Any, shard: str, row: int, embedded: bool) -> dict[str, Any]
             "row": row,
             "id": f"{shard}:{row}" if sample.id is None else sample.id,
             **describe_sample(sample, embedded),
-            "alignment_score": sample.score if sample.images else None,
-            "alignment_level": sample.level if sample.images else None,
+            "alignment_score": sample.score,
+            "alignment_level": sample.level,
         }
     except Fault as fault:
         raise ValueError(f"Row {row} of {shard}: {fault.kind}: {fault}") from fault

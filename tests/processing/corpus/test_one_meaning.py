@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from transformers import AutoProcessor
 
 from aligngpt.__main__ import main
 from aligngpt.processing import load_chat_template
@@ -377,18 +378,25 @@ def test_the_check_says_what_training_would(stage, corpus, processor, tmp_path):
     assert report["notes"]["leading_answer_dropped"] == 1
 
 
-def test_inspect_shows_what_training_would(corpus, checkpoint, monkeypatch, capsys):
-    command = ["aligngpt", "inspect", "--model", checkpoint, "--data", corpus / "records.jsonl"]
-    for name in ("typed parts, image last", "llava, image in the second turn", "no level", "an answer of weight 0"):
-        case = CASES[name]
-        arguments = [*command, "--image_folder", corpus, "--id", name]
-        monkeypatch.setattr(sys, "argv", [str(part) for part in arguments])
+def test_inspect_shows_what_training_would(corpus, processor, checkpoint, monkeypatch, capsys):
+    monkeypatch.setattr(AutoProcessor, "from_pretrained", lambda _: processor)  # loaded once, not for each record
+    command = ["aligngpt", "inspect", str(checkpoint), "--image_folder", str(corpus)]
+    command += ["--data", str(corpus / "records.jsonl")]
+    faults = expected_faults("fault")
+    for row_id, name in NAMES.items():
+        monkeypatch.setattr(sys, "argv", [*command, "--id", row_id])
+        if name in faults:
+            with pytest.raises(SystemExit):
+                main()
+            assert f"row {row_id}: {faults[name]}: " in " ".join(capsys.readouterr().err.split()), name
+            continue
         main()
         printed = " ".join(capsys.readouterr().out.split())
-        assert f"row {name}" in printed
-        assert f"level {'not given' if case.level is None else case.level}" in printed
-        trained = [part.split("]]")[0] for part in printed.split("[[")[1:]]
-        assert " ".join(trained).replace("</s>", "").split() == case.answer.split()
+        case = CASES[name]
+        assert f"row {row_id}: " in printed
+        assert f"level {'not given' if case.level is None else case.level}" in printed, name
+        trained = " ".join(part.split("]]")[0] for part in printed.split("[[")[1:]).replace("</s>", "")
+        assert trained.replace("< image>", "<image>").split() == case.answer.split(), name
 
 
 @pytest.mark.parametrize("template", ["vicuna_v1", "chatml", "llama3", "mistral", "gemma", "phi3"])
