@@ -14,7 +14,7 @@ from aligngpt.processing.chat_templates import is_interleaved
 from aligngpt.processing.corpus.faults import Fault
 from aligngpt.processing.corpus.images import open_image
 from aligngpt.processing.corpus.records import read_record
-from aligngpt.processing.corpus.samples import escape_placeholders
+from aligngpt.processing.corpus.samples import Sample, escape_placeholders
 
 
 # Stands for a row that is skipped: it keeps its place in the batch, without a token to train on
@@ -64,13 +64,16 @@ class AlignGPTDataCollator(DataCollatorMixin):
 
     def torch_call(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         names = [str(row.get("id", index) if isinstance(row, dict) else index) for index, row in enumerate(rows)]
-        conversations, faults = [], {}
+        conversations, levels, faults = [], [], {}
         for index, row in enumerate(rows):
             try:
-                conversations.append(self._read_conversation(row))
+                sample = self._read_sample(row)
+                conversations.append(self._make_conversation(sample))
+                levels.append(sample.level)
             except Fault as fault:
                 faults[index] = fault
                 conversations.append(EMPTY_CONVERSATION)
+                levels.append(None)
         batch = self._encode(conversations, faults)
         truncated = self._truncate(batch, conversations, faults)
         if faults and self.on_bad_row == "fail":
@@ -85,7 +88,7 @@ class AlignGPTDataCollator(DataCollatorMixin):
                 f"max_length={self.max_length}."
             )
         if self.num_alignment_levels is not None:
-            batch["alignment_levels"] = self._get_levels(rows, names, conversations)
+            batch["alignment_levels"] = self._get_levels(levels, names, conversations)
         return {
             **batch,
             "labels": labels,
@@ -95,13 +98,16 @@ class AlignGPTDataCollator(DataCollatorMixin):
             "rows_without_target": without_target,
         }
 
-    def _read_conversation(self, row: dict[str, Any]) -> list[dict[str, Any]]:
-        """The row's messages with their pictures inside."""
+    def _read_sample(self, row: dict[str, Any]) -> Sample:
         if isinstance(row, dict) and isinstance(row.get("fault"), dict):  # of `load_training_data`
             raise Fault(**row["fault"])
         sample = read_record(row, is_interleaved(self.processor.chat_template))
         if isinstance(sample, Fault):
             raise sample
+        return sample
+
+    def _make_conversation(self, sample: Sample) -> list[dict[str, Any]]:
+        """The sample's messages with their pictures inside."""
         images = iter([open_image(image, self.image_folder)[0] for image in sample.images])
         messages = [
             {**message, "content": [self._fill_part(part, images) for part in message["content"]]}
@@ -188,14 +194,13 @@ class AlignGPTDataCollator(DataCollatorMixin):
         return truncated
 
     def _get_levels(
-        self, rows: Sequence[dict[str, Any]], names: list[str], conversations: list[list[dict[str, Any]]]
+        self, levels: list[int | None], names: list[str], conversations: list[list[dict[str, Any]]]
     ) -> torch.LongTensor:
-        levels = []
-        for row, name, conversation in zip(rows, names, conversations, strict=True):
+        checked = []
+        for level, name, conversation in zip(levels, names, conversations, strict=True):
             if not has_images(conversation):  # no place for an alignment vector; a level, if it has one, means nothing
-                levels.append(-1)
+                checked.append(-1)
                 continue
-            level = read_record(row).level
             is_missing = level is None or level == -1  # as tables of integers have it
             if is_missing or not 0 <= level < self.num_alignment_levels:
                 raise Fault(
@@ -205,8 +210,8 @@ class AlignGPTDataCollator(DataCollatorMixin):
                     "score`) and cut the scores into levels (`aligngpt levels`) first.",
                     name,
                 )
-            levels.append(level)
-        return torch.tensor(levels)
+            checked.append(level)
+        return torch.tensor(checked)
 
 
 def has_images(conversation: list[dict[str, Any]]) -> bool:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from itertools import islice
+from typing import Any
 
 from datasets import Dataset, IterableDataset
 from transformers.utils import logging
@@ -31,20 +32,14 @@ def tell_about_rows(dataset: Dataset | IterableDataset, data_args: DataArguments
         ValueError: if no row has a picture, and [`explain_missing_pictures`] says why one should, or a row with one
             has no level where stage 1 needs it. Where the rows of a stream go on, the first is logged.
     """
-    is_whole = True
-    if isinstance(dataset, IterableDataset):
-        rows = list(islice(dataset, STREAMED_ROWS_LOOKED_AT + 1))
-        is_whole = len(rows) <= STREAMED_ROWS_LOOKED_AT
-        num_images, notes = [row["num_images"] for row in rows], [row["notes"] for row in rows]
-    else:
-        columns = dataset.with_format("arrow")
-        num_images, notes = (columns[name].to_pylist() if len(dataset) else [] for name in ("num_images", "notes"))
+    columns, is_whole = _look_at(dataset, ("id", "num_images", "alignment_level", "notes"))
+    num_images, notes = columns["num_images"], columns["notes"]
     if not any(num_images) and (needed := explain_missing_pictures(data_args, needs_images)):
         if is_whole:
             raise ValueError(needed)
         logger.warning(f"Of the first {STREAMED_ROWS_LOOKED_AT} rows: {needed}")
     if needs_images and is_whole:
-        _check_levels(dataset, data_args)
+        _check_levels(columns, data_args)
     counts = Counter(note for row in notes for note in row)
     if needs_images:
         counts.pop("caption_without_question", None)  # which is what stage 1 trains on
@@ -63,7 +58,7 @@ def check_first_image(dataset: Dataset | IterableDataset, data_args: DataArgumen
     """
     if isinstance(dataset, IterableDataset):
         return
-    counts = dataset.with_format("arrow")["num_images"].to_pylist() if len(dataset) else []
+    counts = _look_at(dataset, ("num_images",))[0]["num_images"]
     row = next((dataset[number] for number, count in enumerate(counts) if count), {"images": []})
     for image in row["images"]:
         try:
@@ -76,12 +71,19 @@ def check_first_image(dataset: Dataset | IterableDataset, data_args: DataArgumen
                 ) from fault
 
 
-def _check_levels(dataset: Dataset | IterableDataset, data_args: DataArguments) -> None:
+def _look_at(dataset: Dataset | IterableDataset, names: tuple[str, ...]) -> tuple[dict[str, list[Any]], bool]:
+    """Columns of the rows, of a stream of its first ones; and whether these are all."""
+    if isinstance(dataset, IterableDataset):
+        rows = list(islice(dataset, STREAMED_ROWS_LOOKED_AT + 1))
+        return {name: [row[name] for row in rows] for name in names}, len(rows) <= STREAMED_ROWS_LOOKED_AT
+    arrow = dataset.with_format("arrow")
+    return {name: arrow[name].to_pylist() if len(dataset) else [] for name in names}, True
+
+
+def _check_levels(columns: dict[str, list[Any]], data_args: DataArguments) -> None:
     """Whether each row with an image has a level; which ones there are, the model says."""
-    names = ["id", "num_images", "alignment_level", "fault"]
-    rows = dataset.select_columns(names)[:] if isinstance(dataset, Dataset) else None
-    rows = list(dataset) if rows is None else [dict(zip(rows, values, strict=True)) for values in zip(*rows.values())]
-    without = [row["id"] for row in rows if row["num_images"] and row["alignment_level"] < 0 and not row["fault"]]
+    rows = zip(columns["id"], columns["num_images"], columns["alignment_level"], strict=True)
+    without = [name for name, num_images, level in rows if num_images and level < 0]
     if without:
         raise ValueError(
             f"{len(without)} rows of {data_args.data} have an image and no alignment level, which stage 1 needs: "
@@ -94,7 +96,7 @@ def count_rows(dataset: Dataset | IterableDataset) -> dict[str, int] | None:
     """Rows, rows with images, and images, for the model card; None for a stream, whose end nobody has seen."""
     if isinstance(dataset, IterableDataset):
         return None
-    num_images = dataset.with_format("arrow")["num_images"].to_pylist() if len(dataset) else []
+    num_images = _look_at(dataset, ("num_images",))[0]["num_images"]
     return {"rows": len(num_images), "rows_with_images": sum(map(bool, num_images)), "images": sum(num_images)}
 
 

@@ -66,9 +66,7 @@ def _read_lines(stream: BinaryIO) -> Iterator[Any]:
 def _read_array(stream: BinaryIO, file: str) -> Iterator[Any]:
     row = 0
     try:
-        if _has_lone_surrogate(file):
-            raise ijson.JSONError
-        for row, record in enumerate(ijson.items(stream, "item", use_float=True), start=1):  # noqa: B007
+        for row, record in enumerate(ijson.items(_Watched(stream), "item", use_float=True), start=1):  # noqa: B007
             yield record
     except ijson.JSONError:
         # Python writes and reads what the standard does not know, NaN and half characters: with the whole in memory
@@ -76,14 +74,28 @@ def _read_array(stream: BinaryIO, file: str) -> Iterator[Any]:
             yield from islice(json.load(text), row, None)
 
 
-def _has_lone_surrogate(file: str) -> bool:
-    with fsspec.open(file, "rb", compression="infer") as stream:
-        rest = b""
-        while chunk := stream.read(2**24):
-            if LONE_SURROGATE.search(rest + chunk, 0, len(rest + chunk) - 12):
-                return True
-            rest = (rest + chunk)[-24:]
-        return LONE_SURROGATE.search(rest) is not None
+class _Watched:
+    """A stream that ends with an error before a lone half of a character, so that none is replaced."""
+
+    HELD = 12  # bytes that stay back, so that what follows an escape is seen with it
+
+    def __init__(self, stream: BinaryIO):
+        self.stream, self.before, self.held = stream, b"", b""
+
+    def read(self, size: int = -1) -> bytes:
+        if size == 0:
+            return b""
+        given = b""
+        while not given and (chunk := self.stream.read(size)) + self.held:
+            data = self.held + chunk
+            end = max(0, len(data) - self.HELD) if chunk else len(data)
+            start = len(self.before)
+            for found in LONE_SURROGATE.finditer(self.before + data, start):
+                if found.start() < start + end:
+                    raise ijson.JSONError("half a character")
+            given, self.held = data[:end], data[end:]
+            self.before = (self.before + given)[-6:]
+        return given
 
 
 def _open_tar(stream: BinaryIO) -> tarfile.TarFile:

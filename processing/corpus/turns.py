@@ -93,7 +93,7 @@ def _read_part(part: Any) -> tuple[str | None, Any]:
     return None, f"data:image;base64,{part['base64']}" if found == ["base64"] else part[found[0]]
 
 
-def _split(text: str, interleaved: bool) -> list[tuple[str | None, None]]:
+def _split(text: str, interleaved: bool) -> list[tuple[str | None, Place | None]]:
     """A text with `<image>` as parts: in their places, or first, as the authors' code has them."""
     first, *others = text.strip().split(PLACEHOLDER)
     if not interleaved:

@@ -249,6 +249,17 @@ def test_half_a_character_is_a_fault_in_every_form_of_json(form, tmp_path):
     assert rows[1].caption == "whole \U0001f600 cat"
 
 
+@pytest.mark.parametrize("escape", ["\\ud83d", "\\ude00", "\\ud83d\\ude00"])
+def test_an_escape_is_read_alike_wherever_a_block_of_the_file_ends(escape, tmp_path):
+    block, path = 65_536, tmp_path / "a.json"  # of ijson
+    for shift in range(-16, 6):
+        start = '[{"caption": "'
+        text = start + "x" * (block + shift - len(start)) + escape + '"}, {"caption": "y"}]'
+        path.write_text(text)
+        rows = [row for shard in open_corpus(str(path)) for row in shard.read(0)]
+        assert rows == json.loads(text), shift
+
+
 def test_a_line_nested_without_end_is_a_fault_of_its_row(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"a": ' + "[" * 100_000 + "]" * 100_000 + '}\n{"caption": "x"}\n')
     rows = [read_record(row) for shard in open_corpus(str(tmp_path / "a.jsonl")) for row in shard.read(0)]
