@@ -2,8 +2,10 @@
 What memory a GPU needs for each recipe: estimated, and on a GPU measured with random weights of the real size.
 
     python benchmarks/training_memory.py                                    # the estimates, as in the README
-    python benchmarks/training_memory.py --measure sft_7b_qlora_24gb        # three steps of it, with a random 7B model
+    python benchmarks/training_memory.py --measure sft_7b_qlora_24gb        # some steps of it, with a random 7B model
     python benchmarks/training_memory.py --measure sft_7b --optim adamw_bnb_8bit --per_device_train_batch_size 4
+    python benchmarks/training_memory.py --write_model random_7b            # the model once, for several --measure:
+    python benchmarks/training_memory.py --measure sft_7b_lora --model random_7b --json sft_7b_lora.json
 
 The estimate, in bytes, for B rows of L tokens a GPU, P_t trained and P_f frozen parameters on n GPUs:
 
@@ -14,15 +16,20 @@ The estimate, in bytes, for B rows of L tokens a GPU, P_t trained and P_f frozen
                         gradients, of hidden size D and intermediate size I, with gradient checkpointing
     all else            2 GB: CUDA itself, the tower's forward pass, the tiles of the head (logits are never whole)
 
-Measured: `torch.cuda.max_memory_allocated` and tokens per second of the last step, of rows that fill `max_length`, one
-image each. Without --measure no GPU is needed.
+Measured: `torch.cuda.max_memory_allocated`, and the median tokens per second of all steps but the first, of rows that
+fill `max_length`, one image each. MFU is the share of the GPU's bf16 peak that the model's own arithmetic takes: 2 P a
+token forward, as much again for the gradients of the inputs and again for those of the weights that are trained, and
+attention's 2 layers L D (causal) forward and twice that backward; what checkpointing computes again is not counted.
+Without --measure no GPU is needed.
 """
 
 import argparse
 import json
+import statistics
 import tempfile
 from importlib.resources import files
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 import yaml
@@ -61,6 +68,9 @@ TOWER |= {"image_size": 336, "patch_size": 14}
 TINY_TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 TINY_TOWER |= {"image_size": 336, "patch_size": 28}
 GIB = 2**30
+# Dense bf16 TFLOP/s, from NVIDIA's data sheets
+PEAK_TFLOPS = {"H200": 989, "H100": 989, "A100": 312, "L4": 121, "A10": 125, "4090": 165}
+STEPS = 5
 
 
 def get_size(recipe: str) -> str:
@@ -133,9 +143,22 @@ def write_rows(folder: Path, num_rows: int, max_length: int, tokens_per_image: i
     (folder / "rows.json").write_text(json.dumps(rows))
 
 
+def count_flops(model: torch.nn.Module, max_length: int) -> float:
+    """
+    Arithmetic of the language model for one token of a training step; the tower's, 3% of a row of 2048 tokens, and
+    the gate's are left out.
+    """
+    text = model.config.text_config
+    linear = [m for m in model.model.language_model.modules() if isinstance(m, torch.nn.Linear)] + [model.lm_head]
+    size = {m: m.in_features * m.out_features for m in linear}  # a 4-bit layer's stored tensor has another shape
+    trained = sum(size[m] for m in linear if m.weight.requires_grad)
+    attention = 2 * text.num_hidden_layers * max_length * text.hidden_size
+    return 4 * sum(size.values()) + 2 * trained + 3 * attention
+
+
 def measure(recipe: str, *arguments: str, size: str | None = None, model: Path | None = None) -> dict[str, float]:
     """
-    Three steps of a recipe on one device.
+    Some steps of a recipe on one device.
 
     Args:
         recipe (`str`): its name; on one GPU, so that batch and sharding are what one GPU has of it.
@@ -147,24 +170,35 @@ def measure(recipe: str, *arguments: str, size: str | None = None, model: Path |
         folder = Path(temporary)
         if model is None:
             write_model(model := folder / "model", size or get_size(recipe))
-        arguments = ["--config", recipe, "--max_steps", "3", "--save_strategy", "no", *arguments]
+        arguments = ["--config", recipe, "--max_steps", str(STEPS), "--save_strategy", "no", *arguments]
         arguments += ["--data", str(folder / "rows.json"), "--image_folder", str(folder)]
         arguments += ["--model_name_or_path", str(model), "--output_dir", str(folder / "out")]
         own = ComposeArguments if recipe.startswith("pretrain") else AblationArguments
         parser = TrlParser((DataArguments, own, StageConfig, ModelConfig))
         parsed = parser.parse_args_and_config(args=find_recipe(arguments))
         config = AlignGPTConfig.from_pretrained(model)
-        num_rows = 3 * parsed[2].per_device_train_batch_size * parsed[2].gradient_accumulation_steps
+        num_rows = STEPS * parsed[2].per_device_train_batch_size * parsed[2].gradient_accumulation_steps
         write_rows(folder, num_rows, parsed[2].max_length, config.image_seq_length)
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
-        trainer = (pretrain if own is ComposeArguments else sft).main(*parsed)
+        script = pretrain if own is ComposeArguments else sft
+        with patch.object(script, "finish"):  # steps are measured, and writing 14 GB takes longer
+            trainer = script.main(*parsed)
         logs = [log for log in trainer.state.log_history if "loss" in log]
-    return {
+    speed = statistics.median(log["tokens_per_second"] for log in logs[1:])
+    result = {
         "loss": logs[-1]["loss"],
-        "tokens_per_second": logs[-1]["tokens_per_second"],
+        "tokens_per_second": speed,
         "gib": logs[-1].get("peak_gpu_memory_gib", logs[-1].get("memory_gib")),
     }
+    if torch.cuda.is_available():
+        name = torch.cuda.get_device_name()
+        peak = next((tflops for card, tflops in PEAK_TFLOPS.items() if card in name), None)
+        trained = trainer.accelerator.unwrap_model(trainer.model)
+        trained = trained.get_base_model() if hasattr(trained, "get_base_model") else trained
+        tflops = speed * count_flops(trained, parsed[2].max_length) / 1e12
+        result |= {"device": name, "tflops": tflops} | ({} if peak is None else {"mfu": tflops / peak})
+    return result
 
 
 def main() -> None:
@@ -172,18 +206,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--measure", metavar="RECIPE", help="measure this recipe; more arguments go to its script")
     parser.add_argument("--size", choices=LANGUAGE_MODELS, help="of the random language model; that of the recipe")
+    parser.add_argument("--model", type=Path, metavar="FOLDER", help="what --write_model wrote, to be used again")
+    parser.add_argument("--write_model", type=Path, metavar="FOLDER", help="write the random model and end")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where the measurement goes as well")
     args, rest = parser.parse_known_args()
-    if args.measure is not None:
-        result = measure(args.measure, *rest, size=args.size)
-        numbers = f"{result['gib']:.1f} GiB, {result['tokens_per_second']:.0f} tokens/s, loss {result['loss']:.3f}"
-        Console().print(f"{args.measure} {' '.join(rest)}: {numbers}", highlight=False)
-        return
-    table = Table("recipe", "weights", "trained, millions", "GiB a GPU, estimated")
-    for path in sorted(files("aligngpt.training").joinpath("recipes").iterdir(), key=lambda path: path.name):
-        if "tiny" not in path.name:
-            spread, trained, memory = estimate(path.name.removesuffix(".yaml"))
-            table.add_row(path.name.removesuffix(".yaml"), spread, f"{trained:.1f}", f"{memory:.0f}")
-    Console().print(table)
+    console = Console(highlight=False)
+    if args.write_model is not None:
+        write_model(args.write_model, args.size or "7b")
+    elif args.measure is not None:
+        result = measure(args.measure, *rest, size=args.size, model=args.model)
+        result |= {"recipe": args.measure, "arguments": " ".join(rest), "torch": torch.__version__}
+        if args.json is not None:
+            args.json.write_text(json.dumps(result, indent=2) + "\n")
+        share = f", MFU {result['mfu']:.0%}" if "mfu" in result else ""
+        numbers = f"{result['gib']:.1f} GiB, {result['tokens_per_second']:.0f} tokens/s{share}"
+        console.print(f"{args.measure} {' '.join(rest)}: {numbers}, loss {result['loss']:.3f}")
+    else:
+        table = Table("recipe", "weights", "trained, millions", "GiB a GPU, estimated")
+        for path in sorted(files("aligngpt.training").joinpath("recipes").iterdir(), key=lambda path: path.name):
+            if "tiny" not in path.name:
+                spread, trained, memory = estimate(path.name.removesuffix(".yaml"))
+                table.add_row(path.name.removesuffix(".yaml"), spread, f"{trained:.1f}", f"{memory:.0f}")
+        console.print(table)
 
 
 if __name__ == "__main__":

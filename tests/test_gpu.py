@@ -102,7 +102,7 @@ def random_7b(training_memory, tmp_path_factory):
         ("sft_7b_lora", ["--per_device_train_batch_size", "8"], 40),
         ("sft_7b_qlora_24gb", ["--gradient_accumulation_steps", "2"], 20),
         ("sft_7b_qlora_t4", ["--gradient_accumulation_steps", "2"], 14),
-        ("sft_7b", ["--per_device_train_batch_size", "4", "--optim", "adamw_bnb_8bit"], 110),
+        ("sft_7b", ["--per_device_train_batch_size", "4", "--optim", "adamw_bnb_8bit"], 70),
     ],
 )
 def test_a_recipe_trains_a_model_of_7b_within_the_memory_that_was_estimated(
