@@ -23,7 +23,6 @@ from transformers.conversion_mapping import (
 )
 from transformers.generation import GenerationConfig, GenerationMixin, LogitsProcessorList
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.modeling_utils import slice_logits_to_keep
 from transformers.models.auto import AutoModel
 from transformers.models.llava.modeling_llava import (
     LlavaCausalLMOutputWithPast,
@@ -31,9 +30,8 @@ from transformers.models.llava.modeling_llava import (
     LlavaMultiModalProjector,
 )
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, torch_compilable_check
+from transformers.utils import TransformersKwargs, output_capturing, torch_compilable_check
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
-from transformers.utils.output_capturing import select_hidden_states
 
 from .configuration_aligngpt import AlignGPTConfig
 
@@ -44,22 +42,27 @@ register_checkpoint_conversion_mapping("aligngpt", get_checkpoint_conversion_map
 register_checkpoint_conversion_mapping(
     "AlignGPTModel", get_checkpoint_conversion_mapping("LlavaModel"), overwrite=True
 )
+# Since 5.21 a tower can be asked for the hidden states of some layers; before, it keeps all or none in memory
+KEEPS_SINGLE_LAYERS = hasattr(output_capturing, "select_hidden_states")
 
 
 @dataclass
 class AlignGPTModelOutputWithPast(LlavaModelOutputWithPast):
     """
-    LLaVA's outputs, and `alignment_weights` (B, N-1): the weights of the local alignment embeddings in equation 3;
-    zero in rows where no gate ran (no image, or a level was given).
+    LLaVA's outputs; `image_hidden_states` (n * T, D), the projected image tokens; `alignment_weights` (B, N-1): the
+    weights of the local alignment embeddings in equation 3, zero in rows where no gate ran (no image, or a level was
+    given).
     """
 
+    image_hidden_states: torch.Tensor | None = None  # from 5.24 on LLaVA has the tower's outputs instead
     alignment_weights: torch.Tensor | None = None
 
 
 @dataclass
 class AlignGPTCausalLMOutputWithPast(LlavaCausalLMOutputWithPast):
-    """LLaVA's outputs, and `alignment_weights` (B, N-1) as in [`AlignGPTModelOutputWithPast`]."""
+    """LLaVA's outputs, and those of [`AlignGPTModelOutputWithPast`]."""
 
+    image_hidden_states: torch.Tensor | None = None
     alignment_weights: torch.Tensor | None = None
 
 
@@ -235,7 +238,6 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
 
     @merge_with_config_defaults
     @can_return_tuple
-    @select_hidden_states("vision_feature_layer")
     def get_image_features(
         self,
         pixel_values: torch.Tensor,
@@ -251,6 +253,8 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
         if pixel_values.numel() == 0:
             return BaseModelOutputWithPooling(pooler_output=[])
         layers = [vision_feature_layer] if isinstance(vision_feature_layer, int) else vision_feature_layer
+        if not kwargs.get("output_hidden_states"):
+            kwargs["output_hidden_states"] = layers if KEEPS_SINGLE_LAYERS else True
         all_outputs, features = [], []
         for scale in self.config.vision_scales or [1]:
             all_outputs.append(self._run_tower(self._cut_into_tiles(pixel_values, scale), **kwargs))
@@ -626,6 +630,21 @@ def _rename_stored_weights(module: nn.Module, state_dict: dict[str, torch.Tensor
                 state_dict[prefix + name + key.removeprefix(prefix + stored)] = state_dict.pop(key)
 
 
+def _select_positions(hidden_states: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
+    """
+    (B, L, D) at the positions whose logits are asked for: an integer is that many of the last (0: all); a tensor of
+    positions (P,) for all rows or (B, P) for each; or a mask (B, L), which gives (positions, D). transformers has this
+    as `slice_logits_to_keep` since 5.21; before it only knew the first two.
+    """
+    if isinstance(logits_to_keep, int):
+        return hidden_states[:, slice(-logits_to_keep, None)]
+    if logits_to_keep.ndim == 1:
+        return hidden_states[:, logits_to_keep]
+    if logits_to_keep.dtype == torch.bool:
+        return hidden_states[logits_to_keep]
+    return torch.take_along_dim(hidden_states, logits_to_keep[..., None], dim=1)
+
+
 class AlignGPTForConditionalGeneration(AlignGPTPreTrainedModel, LlavaForConditionalGeneration, GenerationMixin):
     """AlignGPT with a language modelling head."""
 
@@ -678,7 +697,7 @@ class AlignGPTForConditionalGeneration(AlignGPTPreTrainedModel, LlavaForConditio
             mm_encoder_outputs=mm_encoder_outputs,
             **kwargs,
         )
-        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+        logits = self.lm_head(_select_positions(outputs.last_hidden_state, logits_to_keep))
         softcap = getattr(self.config.get_text_config(), "final_logit_softcapping", None)  # Gemma 2
         if softcap is not None:
             logits = torch.tanh(logits / softcap) * softcap

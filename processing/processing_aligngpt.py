@@ -5,16 +5,23 @@ Processor of AlignGPT: from images and text to model inputs. Copied to the Hub: 
 the sibling that opens images.
 """
 
+import inspect
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from transformers import LlavaProcessor
-from transformers.image_utils import ImageInput, get_image_size, to_numpy_array
-from transformers.processing_utils import MultiModalData, ProcessingKwargs, Unpack
+import transformers
+from transformers import BatchFeature, LlavaProcessor
+from transformers.image_utils import ImageInput, get_image_size, make_flat_list_of_images, to_numpy_array
+from transformers.processing_utils import MultiModalData
 from transformers.tokenization_utils_base import BatchEncoding, PreTokenizedInput, TextInput
 
 from .image_loading_aligngpt import open_images
+
+
+# A user's text in which control tokens are plain text: since transformers 5.23
+CAN_SANITIZE = "sanitize_control_tokens" in inspect.signature(LlavaProcessor.apply_chat_template).parameters
 
 
 class AlignGPTProcessor(LlavaProcessor):
@@ -39,6 +46,7 @@ class AlignGPTProcessor(LlavaProcessor):
         num_additional_image_tokens (`int`, *optional*, defaults to 0): e.g. 1 for a tower with a CLS token.
         add_align_token (`bool`, *optional*, defaults to `True`): with `False` texts get no `<align>`, and the model
             that is trained on them is a LLaVA: the baseline that AlignGPT is compared with.
+        num_alignment_levels (`int`, *optional*): N of the model, which `apply_chat_template` needs to check a level.
 
     Raises:
         ValueError: if the tokenizer lacks one of the placeholders.
@@ -55,6 +63,7 @@ class AlignGPTProcessor(LlavaProcessor):
         align_token="<align>",
         num_additional_image_tokens=0,
         add_align_token=True,
+        num_alignment_levels: int | None = None,
         **kwargs,
     ):
         super().__init__(
@@ -67,6 +76,7 @@ class AlignGPTProcessor(LlavaProcessor):
             num_additional_image_tokens=num_additional_image_tokens,
         )
         self.add_align_token = add_align_token
+        self.num_alignment_levels = num_alignment_levels
         self.align_token = getattr(tokenizer, "align_token", None) or align_token
         self.align_token_id = tokenizer.convert_tokens_to_ids(self.align_token)
         for name in ("image_token", "align_token"):
@@ -89,8 +99,8 @@ class AlignGPTProcessor(LlavaProcessor):
         self,
         images: ImageInput | None = None,
         text: TextInput | PreTokenizedInput | list[TextInput] | list[PreTokenizedInput] | None = None,
-        **kwargs: Unpack[ProcessingKwargs],
-    ):
+        **kwargs: Any,
+    ) -> BatchFeature:
         """
         Model inputs of a batch: `input_ids`, `attention_mask` and `token_type_ids` (batch, length), `pixel_values`
         (images, channels, height, width).
@@ -101,6 +111,7 @@ class AlignGPTProcessor(LlavaProcessor):
                 see [`~aligngpt.processing.image_conversion_aligngpt.load_rgb_image`]. Only arrays of floats together
                 with `do_rescale=False` are left as they are: somebody has rescaled them.
             text: one `<image>` per image in each.
+            kwargs: those of [`~transformers.LlavaProcessor`], such as `return_tensors="pt"` and `padding=True`.
 
         Raises:
             ValueError: if an image cannot be used (an `ImageError`, whose `kind` says why), a text has not as many
@@ -157,6 +168,13 @@ class AlignGPTProcessor(LlavaProcessor):
                     f"The {self.image_token} tokens in the prompts should be the same as the number of images: there "
                     f"are {len(images)} lists of images for {len(text)} texts."
                 )
+            if images is not None and not nested:
+                num_found = sum(sample.count(self.image_token) for sample in text)
+                if num_found != (num_given := len(make_flat_list_of_images(images))):
+                    raise ValueError(
+                        f"The {self.image_token} tokens in the prompts should be the same as the number of images: "
+                        f"there are {num_found} {self.image_token} tokens and {num_given} images."
+                    )
             for index, sample in enumerate(text):
                 found = sample.count(self.image_token)
                 expected = len(images[index]) if nested else 0 if images is None else found
@@ -191,7 +209,10 @@ class AlignGPTProcessor(LlavaProcessor):
         """Tokens per image for images of these sizes (height, width): the same for all, they are resized."""
         if image_sizes is None:
             return MultiModalData()
-        crop_size = self._merge_kwargs(**kwargs)["images_kwargs"].get("crop_size") or self.image_processor.crop_size
+        crop_size = (
+            self._merge_kwargs(self.valid_processor_kwargs, **kwargs)["images_kwargs"].get("crop_size")
+            or self.image_processor.crop_size
+        )
         num_tokens = self._get_num_image_tokens(crop_size["height"], crop_size["width"])
         return MultiModalData(
             num_image_tokens=[num_tokens] * len(image_sizes), num_image_patches=[1] * len(image_sizes)
@@ -246,35 +267,94 @@ class AlignGPTProcessor(LlavaProcessor):
             return input_ids.new_tensor(rows)
         return np.asarray(rows) if isinstance(input_ids, np.ndarray) else rows
 
-    def apply_chat_template(self, conversation, chat_template: str | None = None, **kwargs):
+    def apply_chat_template(
+        self,
+        conversation: Any,
+        chat_template: str | None = None,
+        alignment_level: int | str | Sequence[int | str | None] | None = None,
+        **kwargs: Any,
+    ) -> Any:
         """
         As [`~transformers.ProcessorMixin.apply_chat_template`]. With `tokenize` and `return_dict`, `token_type_ids`
         are 0 in assistant turns (the template's generation spans), so that the gate reads the same text in training
         as at inference. transformers cannot tell the spans together with `continue_final_message` or
         `sanitize_control_tokens`; there the gate reads all text of the prompt.
 
+        Args:
+            alignment_level: asks for a level instead of the gate's choice: 0 (or `"worst"`) to N-1 (or `"best"`), and
+                -1, `"auto"` or None for the gate; one for all conversations, or a sequence of one for each. It is
+                returned as `alignment_levels` (conversations,), which the model takes. Without an image it has no
+                effect, as there is no alignment vector.
+
         Raises:
             ValueError: if a message has a part that is neither text nor image, which templates would pass over, or
-                its text contains a placeholder and `sanitize_control_tokens` is not set.
+                its text contains a placeholder and `sanitize_control_tokens` is not set; if a level is not one of
+                the model's, or the output has no place for it.
         """
+        if kwargs.get("sanitize_control_tokens") and not CAN_SANITIZE:
+            raise ValueError(f"sanitize_control_tokens needs transformers 5.23; this is {transformers.__version__}.")
         self._check_parts(conversation, refuse_placeholders=not kwargs.get("sanitize_control_tokens"))
+        has_inputs = kwargs.get("tokenize", False) and kwargs.get("return_dict", False)
+        levels = None if alignment_level is None else self._read_levels(alignment_level, conversation)
+        if levels is not None and not has_inputs:
+            raise ValueError(
+                "alignment_level is no text, but an input of the model: pass tokenize=True and return_dict=True, or "
+                "give alignment_levels to the model yourself."
+            )
         returns_masks = kwargs.pop("return_assistant_tokens_mask", False)
         marks_turns = (
-            kwargs.get("tokenize", False)
-            and kwargs.get("return_dict", False)
+            has_inputs
             and not kwargs.get("sanitize_control_tokens")
             and not kwargs.get("continue_final_message")
             and self.tokenizer.is_fast
-            and re.search(r"\{%-?\s*generation\b", self._resolve_chat_template(chat_template))
+            and re.search(r"\{%-?\s*generation\b", self._find_chat_template(chat_template))
         )
         if kwargs.get("processor_kwargs") is not None:
             kwargs["processor_kwargs"] = dict(kwargs["processor_kwargs"])  # the parent class writes to it
         inputs = super().apply_chat_template(
             conversation, chat_template, return_assistant_tokens_mask=bool(returns_masks or marks_turns), **kwargs
         )
-        if marks_turns and not returns_masks:
-            inputs.pop("assistant_masks")
+        if marks_turns:
+            self._leave_out_answers(inputs)
+            if not returns_masks:
+                inputs.pop("assistant_masks")
+        if levels is not None:
+            is_tensor = hasattr(inputs["input_ids"], "new_tensor")
+            inputs["alignment_levels"] = inputs["input_ids"].new_tensor(levels) if is_tensor else levels
         return inputs
+
+    def _find_chat_template(self, name: str | None) -> str:
+        """The template that is rendered: of a name, as it was passed, or the default; empty if there is none."""
+        if isinstance(self.chat_template, dict):
+            return self.chat_template.get(name or "default", name or "")
+        return name or self.chat_template or ""
+
+    def _read_levels(self, level: int | str | Sequence[int | str | None], conversation: Any) -> list[int]:
+        """One level for each conversation, -1 where the gate decides."""
+        is_batch = bool(conversation) and (
+            isinstance(conversation[0], (list, tuple)) or hasattr(conversation[0], "content")
+        )
+        num_rows = len(conversation) if is_batch else 1
+        levels = list(level) if isinstance(level, Sequence) and not isinstance(level, str) else [level] * num_rows
+        if len(levels) != num_rows:
+            raise ValueError(f"There are {len(levels)} alignment levels for {num_rows} conversations.")
+        return [self._read_level(level) for level in levels]
+
+    def _read_level(self, level: int | str | None) -> int:
+        num_levels = self.num_alignment_levels
+        if level is None or level == "auto":
+            return -1
+        if level == "best" and num_levels is None:
+            raise ValueError("This processor does not know how many levels there are: set num_alignment_levels.")
+        number = {"worst": 0, "best": -1 if num_levels is None else num_levels - 1}.get(level, level)
+        is_integer = isinstance(number, (int, np.integer)) and not isinstance(number, bool)
+        if not is_integer or number < -1 or (num_levels is not None and number >= num_levels):
+            last = "N-1" if num_levels is None else num_levels - 1
+            raise ValueError(
+                f'The alignment level is {level!r}; it can be 0..{last}, "worst", "best", or -1 ("auto") to let the '
+                "gate decide."
+            )
+        return int(number)
 
     def _check_parts(self, conversation, refuse_placeholders: bool):
         batched = bool(conversation) and isinstance(conversation[0], (list, tuple))
@@ -296,15 +376,20 @@ class AlignGPTProcessor(LlavaProcessor):
                             "token, take it out or pass sanitize_control_tokens=True."
                         )
 
+    def _leave_out_answers(self, inputs: BatchFeature) -> None:
+        """Sets `token_type_ids` to 0 where `assistant_masks` are 1; both are lists, arrays or tensors."""
+        types, masks = inputs["token_type_ids"], inputs["assistant_masks"]
+        if isinstance(types, list):
+            pairs = zip(types, masks, strict=True)
+            types = [[int(t and not m) for t, m in zip(row, mask, strict=True)] for row, mask in pairs]
+        else:
+            types = types * (1 - masks)
+        inputs["token_type_ids"] = types
+
     def _adjust_assistant_masks_indices(self, processed_dict, generation_indices: list[list[int]]):
         # Plain lists: the parent class compares offsets token by token, which is slow on tensors
         processed_dict["offset_mapping"] = [np.asarray(row).tolist() for row in processed_dict["offset_mapping"]]
-        processed_dict = super()._adjust_assistant_masks_indices(processed_dict, generation_indices)
-        for types, mask in zip(processed_dict["token_type_ids"], processed_dict["assistant_masks"]):
-            for position, is_answer in enumerate(mask):
-                if is_answer:
-                    types[position] = 0
-        return processed_dict
+        return super()._adjust_assistant_masks_indices(processed_dict, generation_indices)
 
 
 __all__ = ["AlignGPTProcessor"]

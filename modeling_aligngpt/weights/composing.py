@@ -224,6 +224,7 @@ def make_processor(
         patch_size=config.vision_config.patch_size * max(config.vision_scales or [1]),
         vision_feature_select_strategy=config.vision_feature_select_strategy,
         num_additional_image_tokens=1 if drops_first else 0,
+        num_alignment_levels=config.num_alignment_levels,
         chat_template={"default": load_chat_template(chat_template), "plain": load_chat_template("plain")},
     )
 
