@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
+import transformers
 from torch import nn
 from transformers import LlavaForConditionalGeneration, LlavaModel, LlavaPreTrainedModel
 from transformers import initialization as init
@@ -44,6 +45,9 @@ register_checkpoint_conversion_mapping(
 )
 # Since 5.21 a tower can be asked for the hidden states of some layers; before, it keeps all or none in memory
 KEEPS_SINGLE_LAYERS = hasattr(output_capturing, "select_hidden_states")
+PREFILLS_IMAGES_IN_CHUNKS = tuple(map(int, transformers.__version__.split(".")[:2])) >= (5, 23)
+# What transformers calls the KV cache: `cache` from 5.24 on. `forward` takes it by both names
+CACHE_NAME = "cache" if "cache" in inspect.signature(LlavaModel.forward).parameters else "past_key_values"
 
 
 @dataclass
@@ -553,6 +557,7 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
         alignment_levels: torch.LongTensor | None = None,
         token_type_ids: torch.LongTensor | None = None,
         alignment_vectors: torch.Tensor | None = None,
+        cache: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | AlignGPTModelOutputWithPast:
         """
@@ -568,7 +573,8 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
             alignment_vectors (`torch.Tensor` of shape `(B, D)`, *optional*):
                 What to put at `<align>`, instead of a level's vector or the gate's. `generate` computes them once, on
                 the prompt, so that generated tokens cannot change them, with or without a cache.
-            past_key_values (`Cache`, *optional*):
+            past_key_values, cache (`Cache`, *optional*):
+                One of the two, as transformers calls it before and since 5.24.
                 A row's alignment vector is made in the pass that fills its slot, and stays in the cache: later turns
                 go on with it, also those with another image, and are what the whole chat gives with that vector.
 
@@ -576,8 +582,9 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
             ValueError: if image tokens and features do not match, levels are out of range or of the wrong number, or
                 an image comes to a cache that began without one, and so has no slot for the vector.
         """
+        cache = _one_cache(past_key_values, cache)
         has_company = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-        is_continued = past_key_values is not None and past_key_values.get_seq_length() > 0
+        is_continued = cache is not None and cache.get_seq_length() > 0
         merged = self._merge_modalities(
             needs_image=(self.training or has_company) and not is_continued,
             input_ids=input_ids,
@@ -595,19 +602,20 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
         if merged.image_tokens is not None:
             has_image = self._get_token_mask(self.config.image_token_id, input_ids, inputs_embeds).any(-1)
             # With vectors given it is one prompt, passed chunk by chunk
-            rows_with_image = self._note_images(has_image, past_key_values, may_begin=alignment_vectors is not None)
+            rows_with_image = self._note_images(has_image, cache, may_begin=alignment_vectors is not None)
         outputs = self.language_model(
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             inputs_embeds=merged.inputs_embeds,
+            **{CACHE_NAME: cache},
             **kwargs,
         )
-        if rows_with_image is not None and outputs.past_key_values is not None:
-            outputs.past_key_values.rows_with_image = rows_with_image
+        cache = getattr(outputs, CACHE_NAME)
+        if rows_with_image is not None and cache is not None:
+            cache.rows_with_image = rows_with_image
         return AlignGPTModelOutputWithPast(
             last_hidden_state=outputs.last_hidden_state,
-            past_key_values=outputs.past_key_values,
+            **{CACHE_NAME: cache},
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             image_hidden_states=merged.image_tokens,
@@ -628,6 +636,12 @@ def _rename_stored_weights(module: nn.Module, state_dict: dict[str, torch.Tensor
         for stored, name in STORED_NAMES.items():
             if key.startswith(prefix + stored):
                 state_dict[prefix + name + key.removeprefix(prefix + stored)] = state_dict.pop(key)
+
+
+def _one_cache(past_key_values: Cache | None, cache: Cache | None) -> Cache | None:
+    if past_key_values is not None and cache is not None:
+        raise ValueError("The cache was passed twice, as past_key_values and as cache.")
+    return past_key_values if cache is None else cache
 
 
 def _select_positions(hidden_states: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
@@ -676,18 +690,38 @@ class AlignGPTForConditionalGeneration(AlignGPTPreTrainedModel, LlavaForConditio
         alignment_levels: torch.LongTensor | None = None,
         token_type_ids: torch.LongTensor | None = None,
         alignment_vectors: torch.Tensor | None = None,
+        cache: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | AlignGPTCausalLMOutputWithPast:
         """
         As [`AlignGPTModel.forward`], with `labels` (B, L; -100 where no loss is taken) and `logits_to_keep` as in
         [`~transformers.LlavaForConditionalGeneration`].
+
+        Example, with the model of `make demo`:
+
+        ```python
+        import torch
+        from PIL import Image
+
+        from aligngpt import AlignGPTForConditionalGeneration, AlignGPTProcessor
+
+        model = AlignGPTForConditionalGeneration.from_pretrained("demo_output/stage2")
+        processor = AlignGPTProcessor.from_pretrained("demo_output/stage2")
+
+        image = Image.open("demo_output/stage2/example.png")
+        inputs = processor(images=image, text="USER: <image> what colour is top-left? ASSISTANT:", return_tensors="pt")
+        with torch.no_grad():
+            outputs = model(**inputs)
+        print(outputs.logits.shape)  # (1, tokens, vocabulary)
+        print(outputs.alignment_weights)  # (1, 7): the gate's mix of the local alignment embeddings
+        ```
         """
         outputs = self.model(
             input_ids=input_ids,
             pixel_values=pixel_values,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=_one_cache(past_key_values, cache),
             inputs_embeds=inputs_embeds,
             alignment_levels=alignment_levels,
             token_type_ids=token_type_ids,
@@ -709,12 +743,53 @@ class AlignGPTForConditionalGeneration(AlignGPTPreTrainedModel, LlavaForConditio
         return AlignGPTCausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            **{CACHE_NAME: getattr(outputs, CACHE_NAME)},
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             image_hidden_states=outputs.image_hidden_states,
             alignment_weights=outputs.alignment_weights,
         )
+
+    def generate(self, inputs=None, generation_config: GenerationConfig | None = None, **kwargs):
+        """
+        As [`~transformers.GenerationMixin.generate`]. The alignment vector is made once, from the prompt;
+        `alignment_levels` (B,) asks for a level instead of the gate's choice, -1 in a row leaves it to the gate.
+        `<image>`, `<align>` and unused rows of the token table are never generated.
+
+        Example, with the model of `make demo`:
+
+        ```python
+        from aligngpt import AlignGPTForConditionalGeneration, AlignGPTProcessor
+
+        model = AlignGPTForConditionalGeneration.from_pretrained("demo_output/stage2")
+        processor = AlignGPTProcessor.from_pretrained("demo_output/stage2")
+
+        picture = {"type": "image", "path": "demo_output/stage2/example.png"}
+        question = {"type": "text", "text": "how many shapes are there?"}
+        chat = [{"role": "user", "content": [picture, question]}]
+        for level in (None, "worst", "best"):  # None: the gate
+            inputs = processor.apply_chat_template(
+                chat,
+                alignment_level=level,
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=True,
+                return_tensors="pt",
+            )
+            output = model.generate(**inputs, max_new_tokens=20)
+            print(level, processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+        ```
+
+        Raises:
+            NotImplementedError: for `prefill_chunk_size` with a transformers before 5.23, which would give each chunk
+                the whole prompt's images.
+        """
+        chunk_size = kwargs.get("prefill_chunk_size", getattr(generation_config, "prefill_chunk_size", None))
+        if chunk_size is not None and not PREFILLS_IMAGES_IN_CHUNKS:
+            raise NotImplementedError(
+                f"prefill_chunk_size needs transformers 5.23; this is {transformers.__version__}."
+            )
+        return super().generate(inputs, generation_config, **kwargs)
 
     def get_suppressed_tokens(self) -> list[int]:
         """
@@ -747,7 +822,7 @@ class AlignGPTForConditionalGeneration(AlignGPTPreTrainedModel, LlavaForConditio
     ) -> tuple[torch.LongTensor, dict[str, Any]]:
         # The one place of `generate` that sees the whole prompt and its encoded images, once: the vectors are made
         # here, so that tokens appended later (one by one, or drafted by an assistant) cannot change them
-        cache = model_kwargs.get("past_key_values")
+        cache = model_kwargs.get(CACHE_NAME)
         if cache is not None and cache.get_seq_length() > 0:
             # A later turn: the vector of the chat is in the cache, and its slot not among the new tokens
             model_kwargs.pop("alignment_vectors", None)

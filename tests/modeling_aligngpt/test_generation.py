@@ -8,6 +8,7 @@ import torch
 from transformers import DynamicCache, StaticCache
 
 from ..tolerance import assert_close  # noqa: TID252
+from ..versions import before_transformers, since_transformers  # noqa: TID252
 
 
 @pytest.fixture
@@ -186,12 +187,23 @@ def test_another_image_in_a_cached_chat_is_seen_with_the_first_turn_s_vector(mod
         assert_close(logits, expected_logits)
 
 
+@since_transformers("5.23", "prefill in chunks sees images")
 @pytest.mark.parametrize("chunk_size", [1, 2, 7])
 def test_a_prompt_that_is_passed_in_chunks_gives_the_answers_of_one_pass(model, turns, chunk_size):
     options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
     first = turns(first_has_image=True)[0]
     expected = model.generate(**first, **options)
     assert torch.equal(model.generate(**first, prefill_chunk_size=chunk_size, **options), expected)
+
+
+@before_transformers("5.23", "prefill in chunks sees images")
+def test_a_prompt_in_chunks_is_refused_where_chunks_see_all_images(model, inputs):
+    with pytest.raises(NotImplementedError, match="prefill_chunk_size needs transformers 5.23"):
+        model.generate(**inputs, prefill_chunk_size=2)
+    generation_config = copy.deepcopy(model.generation_config)
+    generation_config.prefill_chunk_size = 2
+    with pytest.raises(NotImplementedError, match="prefill_chunk_size needs transformers 5.23"):
+        model.generate(**inputs, generation_config=generation_config)
 
 
 def test_batched_answers_are_the_single_ones(model, processor, make_image):

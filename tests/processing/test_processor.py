@@ -7,6 +7,7 @@ import torch
 from aligngpt import AlignGPTProcessor
 
 from ..tolerance import assert_close  # noqa: TID252
+from ..versions import before_transformers, since_transformers  # noqa: TID252
 
 
 @pytest.fixture
@@ -171,6 +172,7 @@ class TestBadInput:
         with pytest.raises(ValueError, match=f"Message 2 of conversation 1 has a literal {token}"):
             processor.apply_chat_template([chat[:2], chat], tokenize=True, return_dict=True)
 
+    @since_transformers("5.23", "sanitize_control_tokens")
     def test_a_literal_placeholder_can_be_sanitized(self, processor, chat):
         chat[2]["content"][0]["text"] = "What do <image> and <align> mean?"
         inputs = processor.apply_chat_template(
@@ -181,6 +183,11 @@ class TestBadInput:
         assert "What do <image> and <align> mean?" in processor.decode(
             inputs["input_ids"][0], skip_special_tokens=True
         )
+
+    @before_transformers("5.23", "sanitize_control_tokens")
+    def test_sanitizing_says_which_transformers_it_needs(self, processor, chat):
+        with pytest.raises(ValueError, match="sanitize_control_tokens needs transformers 5.23"):
+            processor.apply_chat_template(chat, tokenize=True, return_dict=True, sanitize_control_tokens=True)
 
     def test_a_tokenizer_without_the_placeholders_is_refused(self, processor, text_folder):
         from transformers import AutoTokenizer
@@ -215,3 +222,85 @@ def test_a_part_that_a_template_would_pass_over_is_refused_by_its_type(kind, pro
     chat = [{"role": "user", "content": [{"type": "text", "text": "Hi"}, {"type": kind, "text": "there"}]}]
     with pytest.raises(ValueError, match=f"Message 0 of conversation 0 has a part of type {kind!r}"):
         processor.apply_chat_template(chat)
+
+
+def ask(processor, chats, **options):
+    return processor.apply_chat_template(
+        chats, tokenize=True, return_dict=True, return_tensors="pt", processor_kwargs={"padding": True}, **options
+    )
+
+
+class TestAlignmentLevel:
+    @pytest.mark.parametrize(
+        ("level", "expected"), [(3, 3), (0, 0), (7, 7), (-1, -1), ("auto", -1), ("worst", 0), ("best", 7)]
+    )
+    def test_a_level_is_an_input_of_the_model(self, processor, chat, level, expected):
+        inputs = ask(processor, chat, alignment_level=level)
+        assert inputs["alignment_levels"].tolist() == [expected] and inputs["alignment_levels"].dtype == torch.long
+
+    def test_each_conversation_of_a_batch_may_have_its_own(self, processor, chat):
+        inputs = ask(processor, [chat, chat[:2], chat], alignment_level=["best", None, np.int64(2)])
+        assert inputs["alignment_levels"].tolist() == [7, -1, 2]
+        assert ask(processor, [chat, chat[:2]], alignment_level=4)["alignment_levels"].tolist() == [4, 4]
+
+    def test_nothing_else_of_the_inputs_changes(self, processor, chat):
+        expected, inputs = ask(processor, chat), ask(processor, chat, alignment_level=5)
+        assert inputs.keys() - expected.keys() == {"alignment_levels"}
+        assert all(torch.equal(inputs[name], expected[name]) for name in expected)
+
+    def test_lists_get_a_list(self, processor, chat):
+        inputs = processor.apply_chat_template(
+            chat, alignment_level=5, tokenize=True, return_dict=True, return_tensors=None
+        )
+        assert inputs["alignment_levels"] == [5]
+
+    @pytest.mark.parametrize("level", [8, -2, "7", "good", True, 2.0])
+    def test_one_that_the_model_does_not_have_is_refused_with_the_range(self, processor, chat, level):
+        with pytest.raises(ValueError, match=r"The alignment level is .*; it can be 0\.\.7"):
+            ask(processor, chat, alignment_level=level)
+
+    def test_as_many_as_conversations_are_needed(self, processor, chat):
+        with pytest.raises(ValueError, match="2 alignment levels for 3 conversations"):
+            ask(processor, [chat, chat, chat], alignment_level=[1, 2])
+
+    @pytest.mark.parametrize("options", [{"tokenize": False}, {"tokenize": True, "return_dict": False}])
+    def test_an_output_without_a_place_for_it_is_refused(self, processor, chat, options):
+        with pytest.raises(ValueError, match="alignment_level is no text"):
+            processor.apply_chat_template(chat, alignment_level=5, **options)
+
+    def test_the_number_of_levels_is_kept_with_the_processor(self, processor, chat, tmp_path):
+        processor.num_alignment_levels = 4
+        processor.save_pretrained(tmp_path)
+        loaded = AlignGPTProcessor.from_pretrained(tmp_path)
+        assert ask(loaded, chat, alignment_level="best")["alignment_levels"].tolist() == [3]
+
+    def test_a_processor_of_before_takes_numbers_and_says_what_it_lacks(self, processor, chat):
+        processor.num_alignment_levels = None
+        assert ask(processor, chat, alignment_level=11)["alignment_levels"].tolist() == [11]
+        with pytest.raises(ValueError, match="does not know how many levels"):
+            ask(processor, chat, alignment_level="best")
+
+    def test_generation_follows_it(self, model, processor, chat):
+        def answer(inputs, **options):
+            return model.generate(**inputs, max_new_tokens=8, min_new_tokens=8, do_sample=False, **options).tolist()
+
+        plain = ask(processor, chat[:1], add_generation_prompt=True)
+        answers = []
+        for level in range(8):
+            inputs = ask(processor, chat[:1], add_generation_prompt=True, alignment_level=level)
+            answers.append(answer(inputs))
+            assert answers[-1] == answer(plain, alignment_levels=torch.tensor([level]))
+        assert len({str(each) for each in answers}) > 1
+        gate = ask(processor, chat[:1], add_generation_prompt=True, alignment_level="auto")
+        assert answer(gate) == answer(plain)
+
+    def test_a_pipeline_passes_it_on(self, model, processor, chat):
+        from transformers import pipeline
+
+        pipe = pipeline("image-text-to-text", model=model, processor=processor)
+        options = {"return_full_text": False, "generate_kwargs": {"max_new_tokens": 8, "min_new_tokens": 8}}
+        for level in (0, 7):
+            inputs = ask(processor, chat[:1], add_generation_prompt=True, alignment_level=level)
+            ids = model.generate(**inputs, max_new_tokens=8, min_new_tokens=8)[:, inputs["input_ids"].shape[1] :]
+            found = pipe(text=chat[:1], alignment_level=level, **options)
+            assert found[0]["generated_text"] == processor.decode(ids[0], skip_special_tokens=True)
