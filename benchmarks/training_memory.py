@@ -45,12 +45,12 @@ from transformers import (
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
 )
-from trl import ModelConfig, TrlParser
+from trl import ModelConfig
 
 from aligngpt import AlignGPTConfig, AlignGPTForConditionalGeneration
 from aligngpt.processing.tokenization import prepare_tokenizer
 from aligngpt.training import pretrain, sft
-from aligngpt.training.arguments import AblationArguments, ComposeArguments, DataArguments, StageConfig, find_recipe
+from aligngpt.training.command_line import StageParser
 from aligngpt.training.stages import get_lora_config, select_trainable
 from aligngpt.weights.composing import assemble
 
@@ -173,15 +173,15 @@ def measure(recipe: str, *arguments: str, size: str | None = None, model: Path |
         arguments = ["--config", recipe, "--max_steps", str(STEPS), "--save_strategy", "no", *arguments]
         arguments += ["--data", str(folder / "rows.json"), "--image_folder", str(folder)]
         arguments += ["--model_name_or_path", str(model), "--output_dir", str(folder / "out")]
-        own = ComposeArguments if recipe.startswith("pretrain") else AblationArguments
-        parser = TrlParser((DataArguments, own, StageConfig, ModelConfig))
-        parsed = parser.parse_args_and_config(args=find_recipe(arguments))
+        stage = recipe.partition("_")[0]
         config = AlignGPTConfig.from_pretrained(model)
+        write_rows(folder, 1, 1024, config.image_seq_length)  # the parser looks whether they are there
+        parsed = StageParser(stage).parse(arguments)
         num_rows = STEPS * parsed[2].per_device_train_batch_size * parsed[2].gradient_accumulation_steps
         write_rows(folder, num_rows, parsed[2].max_length, config.image_seq_length)
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
-        script = pretrain if own is ComposeArguments else sft
+        script = {"pretrain": pretrain, "sft": sft}[stage]
         with patch.object(script, "finish"):  # steps are measured, and writing 14 GB takes longer
             trainer = script.main(*parsed)
         logs = [log for log in trainer.state.log_history if "loss" in log]

@@ -756,6 +756,10 @@ class AlignGPTForConditionalGeneration(AlignGPTPreTrainedModel, LlavaForConditio
         `alignment_levels` (B,) asks for a level instead of the gate's choice, -1 in a row leaves it to the gate.
         `<image>`, `<align>` and unused rows of the token table are never generated.
 
+        Prompts that end in an image (the template `plain`, that of stage 1) ask for captions, which end in a newline:
+        such a batch also ends at `caption_eos_token_id` of the generation configuration, unless `eos_token_id` is
+        passed.
+
         Example, with the model of `make demo`:
 
         ```python
@@ -789,6 +793,14 @@ class AlignGPTForConditionalGeneration(AlignGPTPreTrainedModel, LlavaForConditio
             raise NotImplementedError(
                 f"prefill_chunk_size needs transformers 5.23; this is {transformers.__version__}."
             )
+        input_ids = kwargs.get("input_ids", inputs)
+        asks_for_captions = input_ids is not None and bool((input_ids[:, -1] == self.config.image_token_id).all())
+        settings = self.generation_config if generation_config is None else generation_config
+        caption_eos = getattr(settings, "caption_eos_token_id", None)
+        if asks_for_captions and caption_eos is not None and "eos_token_id" not in kwargs:
+            eos = settings.eos_token_id
+            eos = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
+            kwargs["eos_token_id"] = [*eos, *caption_eos]
         return super().generate(inputs, generation_config, **kwargs)
 
     def get_suppressed_tokens(self) -> list[int]:

@@ -30,6 +30,11 @@ EARLIER_NAMES = {
     "gradient_checkpointing": ("activation_checkpointing",),
     "gradient_checkpointing_kwargs": ("activation_checkpointing_kwargs",),
 }
+# Names that came with a later transformers (5.23) than the oldest that is supported, and what is meant before
+LATER_NAMES = {
+    "activation_checkpointing": "gradient_checkpointing",
+    "activation_checkpointing_kwargs": "gradient_checkpointing_kwargs",
+}
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -125,8 +130,10 @@ class CommandParser(HfArgumentParser):
         return translated
 
     def name_now(self, name: str) -> str:
-        """The name of an option or a key of a recipe as it is now, with a warning if it was another."""
+        """The name of an option or a key of a recipe as it is here, with a warning if it was an earlier one."""
         name, known = name.replace("-", "_"), {action.dest for action in self._actions}
+        if name not in known and LATER_NAMES.get(name) in known:
+            return LATER_NAMES[name]
         for new in EARLIER_NAMES.get(name, ()):
             if new in known:
                 logger.warning("%s is called %s now; the earlier name works for one more release.", name, new)

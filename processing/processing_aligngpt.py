@@ -122,6 +122,11 @@ class AlignGPTProcessor(LlavaProcessor):
         do_rescale = getattr(self.image_processor, "do_rescale", True) if do_rescale is None else do_rescale
         layout = options.get("input_data_format")
         images = open_images(images, do_rescale, None if layout is None else layout == "channels_first")
+        if do_rescale:  # pictures now, whose layout transformers before 5.23 would take for the arrays'
+            kwargs.pop("input_data_format", None)
+            if "images_kwargs" in kwargs:
+                images_kwargs = kwargs["images_kwargs"].items()
+                kwargs["images_kwargs"] = {name: value for name, value in images_kwargs if name != "input_data_format"}
         if text is not None:
             text = [text] if isinstance(text, str) else list(text)
             text = self._continue_prompt(text, kwargs) or self._write_bos(text, kwargs)

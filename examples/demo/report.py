@@ -1,12 +1,17 @@
 """
-What the demo prints and writes about itself: tables, what counts as good enough, and the model card.
+What the demo prints and writes about itself: tables, a page and a picture to look at, and the model card. Nothing is
+said here that was not computed in the same run.
 """
 
+import base64
 from collections import defaultdict
 from pathlib import Path
 
+import jinja2
 import numpy as np
 from huggingface_hub import ModelCard, ModelCardData
+from matplotlib.figure import Figure
+from PIL import Image
 from rich.console import Console
 from rich.table import Table
 from texts import QUALITIES
@@ -15,14 +20,13 @@ from texts import QUALITIES
 MINIMUM_ACCURACY = {"colour": 0.9, "count": 0.9, "shape": 0.7}
 MINIMUM_PRECISION_GAIN = 0.3  # of the facts stated at the highest level over those at the lowest
 HERE = Path(__file__).parent
+RIGHT, WRONG = "\u2713", "\u2717"
 
 
 def show_scores(console: Console, pairs: list[dict]) -> None:
     """How CLIP scored captions of each quality, and which levels they fell into."""
     levels = max(pair["alignment_level"] for pair in pairs) + 1
-    table = Table(
-        title="CLIP similarity, and captions per level, by the quality of the caption (which the scorer does not know)"
-    )
+    table = Table(title="Captions per level, by their quality, which the scorer does not know")
     for column in ("caption", "mean similarity", *(str(level) for level in range(levels))):
         table.add_column(column, justify="left" if column == "caption" else "right")
     by_quality = defaultdict(list)
@@ -36,38 +40,53 @@ def show_scores(console: Console, pairs: list[dict]) -> None:
     console.print(table)
 
 
-def show_results(console: Console, results: dict) -> None:
-    """Captions by level, answers, accuracy and gate weights per type of question, time per phase."""
-    precision = results["precision"]
+def get_precision(results: dict) -> dict[int, float | None]:
+    """The share of the facts stated at each level that are true; None where none was stated."""
+    sums = {
+        int(level): (sum(caption["true"] for caption in captions), sum(caption["stated"] for caption in captions))
+        for level, captions in results["captions"].items()
+    }
+    return {level: true / stated if stated else None for level, (true, stated) in sums.items()}
+
+
+def say_levels(results: dict) -> str:
+    """What the level that was asked for did to the captions, in a sentence that the numbers of this run allow."""
+    precision = {level: value or 0.0 for level, value in get_precision(results).items()}
     lowest, highest = min(precision, key=int), max(precision, key=int)
-    table = Table(title="Stage 1: what it says of the same picture when asked for its worst and its best level")
+    text = f"{precision[lowest]:.0%} of what it says of a picture is true at level {lowest}, the worst, and "
+    text += f"{precision[highest]:.0%} at level {highest}, the best"
+    gain = precision[highest] - precision[lowest]
+    return f"{text}: the level steers the captions." if gain > 0.1 else f"{text}: no effect of the level in this run."
+
+
+def mark(caption: dict) -> str:
+    """A caption's mark: right if all that it states is true, wrong if anything is not, none if it states nothing."""
+    return "" if not caption["stated"] else RIGHT if caption["true"] == caption["stated"] else WRONG
+
+
+def show_results(console: Console, results: dict) -> None:
+    """Captions by level, accuracy beside chance and LLaVA, time per phase."""
+    lowest, highest = (choose(results["captions"], key=int) for choose in (min, max))
+    table = Table(title="Stage 1 is asked to describe the same picture, at its worst and at its best level")
     for column in ("picture", f"level {lowest}", f"level {highest}"):
         table.add_column(column, overflow="fold")
-    for index, name in enumerate(results["images"][:4]):
-        table.add_row(name, *(results["captions"][level][index] for level in (lowest, highest)))
+    for index, name in enumerate(results["pictures"][:4]):
+        captions = [results["captions"][level][index] for level in (lowest, highest)]
+        table.add_row(name, *(f"{mark(caption)} {caption['text']}".strip() for caption in captions))
     console.print(table)
+    console.print(say_levels(results), highlight=False)
 
-    table = Table(title="Stage 1: share of the facts in its captions that are true, by level asked for")
-    for level in precision:
-        table.add_column(level, justify="right")
-    table.add_row(*("-" if value is None else f"{value:.2f}" for value in precision.values()))
-    console.print(table)
-
-    table = Table(title="Stage 2: answers about unseen combinations")
-    for column in ("type", "question", "answer", "given"):
-        table.add_column(column, overflow="fold")
+    table = Table(title="Stage 2: share of right answers about combinations that no training picture had")
+    for column in ("questions about", "number", "without looking", "LLaVA", "AlignGPT"):
+        table.add_column(column, justify="left" if column == "questions about" else "right")
     for kind, result in results["questions"].items():
-        for example in result["examples"][:2]:
-            table.add_row(kind, example["question"], example["answer"], example["given"])
+        table.add_row(kind, str(result["count"]), *(f"{result[name]:.2f}" for name in ("chance", "llava", "accuracy")))
     console.print(table)
-
-    table = Table(title="Stage 2: accuracy, and the gate's mean weights of the local alignment embeddings")
-    for column in ("type", "questions", "accuracy", "weights of levels 0.."):
-        table.add_column(column, justify="left" if column == "type" else "right")
-    for kind, result in results["questions"].items():
-        weights = " ".join(f"{weight:.2f}" for weight in result["weights"])
-        table.add_row(kind, str(result["count"]), f"{result['accuracy']:.2f}", weights)
-    console.print(table)
+    console.print(
+        "Without looking: always the most frequent answer. LLaVA: the same data, scripts and steps without the "
+        "alignment vector. One small run each: no proof for either.",
+        highlight=False,
+    )
 
     table = Table(title="Time")
     table.add_column("phase")
@@ -84,7 +103,7 @@ def check_results(results: dict) -> list[str]:
         for kind, minimum in MINIMUM_ACCURACY.items()
         if results["questions"][kind]["accuracy"] < minimum
     ]
-    precision = {int(level): value or 0.0 for level, value in results["precision"].items()}
+    precision = {level: value or 0.0 for level, value in get_precision(results).items()}
     gain = precision[max(precision)] - precision[min(precision)]
     if gain < MINIMUM_PRECISION_GAIN:
         failures.append(
@@ -92,6 +111,42 @@ def check_results(results: dict) -> list[str]:
             f"{MINIMUM_PRECISION_GAIN}."
         )
     return failures
+
+
+def write_page(results: dict, data: Path, path: Path, num_pictures: int = 24) -> None:
+    """A page that needs no other file: pictures beside captions and answers, each marked right or wrong."""
+    lowest, highest = (choose(results["captions"], key=int) for choose in (min, max))
+    pictures = []
+    for index, name in enumerate(results["pictures"][:num_pictures]):
+        rows = [row for result in results["questions"].values() for row in result["rows"] if row["image"] == name]
+        captions = {level: results["captions"][level][index] for level in (lowest, highest)}
+        png = base64.b64encode((data / name).read_bytes()).decode()
+        pictures.append({"png": png, "captions": captions, "rows": rows})
+    template = jinja2.Environment(autoescape=True).from_string((HERE / "report.html.jinja").read_text("utf-8"))
+    page = template.render(pictures=pictures, results=results, sentence=say_levels(results), mark=mark)
+    path.write_text(page, encoding="utf-8")
+
+
+def write_picture(results: dict, data: Path, path: Path, num_pictures: int = 6) -> None:
+    """The same of a few pictures, as a picture."""
+    lowest, highest = (choose(results["captions"], key=int) for choose in (min, max))
+    figure = Figure(figsize=(13, 2.1 * num_pictures), layout="constrained")
+    grid = figure.subplots(num_pictures, 2, width_ratios=(1, 5), squeeze=False)
+    for index, name in enumerate(results["pictures"][:num_pictures]):
+        picture, text = grid[index]
+        picture.imshow(np.asarray(Image.open(data / name).convert("RGB")), interpolation="nearest")
+        rows = [row for result in results["questions"].values() for row in result["rows"] if row["image"] == name]
+        lines = [
+            (f"level {level}: {results['captions'][level][index]['text']}", mark(results["captions"][level][index]))
+            for level in (lowest, highest)
+        ]
+        lines += [(f"{r['question']} {r['given']}", RIGHT if r["given"] == r["answer"] else WRONG) for r in rows]
+        for number, (line, sign) in enumerate(lines):
+            colour = {RIGHT: "#15803d", WRONG: "#b91c1c"}.get(sign, "#334155")
+            text.text(0, 0.92 - number / len(lines), f"{sign or ' '}  {line}", color=colour, va="top", fontsize=9.5)
+        for axes in (picture, text):
+            axes.set_axis_off()
+    figure.savefig(path, dpi=90)
 
 
 def write_model_card(results: dict, folder: Path) -> str:
@@ -107,7 +162,7 @@ def write_model_card(results: dict, folder: Path) -> str:
         data,
         template_path=str(HERE / "model_card_template.md"),
         questions=results["questions"],
-        precision={level: value for level, value in results["precision"].items() if value is not None},
+        precision={level: value for level, value in get_precision(results).items() if value is not None},
         minutes=sum(results["times"].values()) / 60,
     )
     card.save(folder / "README.md")

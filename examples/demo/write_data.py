@@ -34,9 +34,12 @@ def write_pairs(folder: Path, scenes: list[tuple[str, Scene]], seed: int) -> Pat
 
 
 def conversation(scene: Scene, turns: int, rng: random.Random) -> list[dict[str, str]]:
-    """`turns` different questions about a scene as chat messages; the processor puts the picture before the first."""
+    """
+    `turns` different questions about a scene, or all that there are, as chat messages; the processor puts the picture
+    before the first.
+    """
     asked: dict[str, str] = {}
-    while len(asked) < turns:
+    while len(asked) < min(turns, 2 * len(scene.things) + 2):  # colour and shape of each, how many, describe
         item = ask(scene, *rng.choices(QUESTION_TYPES, QUESTION_WEIGHTS), rng)
         asked.setdefault(item.question, item.answer)
     roles = ("user", "assistant")

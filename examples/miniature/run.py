@@ -8,24 +8,17 @@ import torch
 from evaluate import answer_questions, control_levels, measure_gate
 from experiments import LEVELS, Method, Size, Stage1
 from transformers import set_seed
-from trl import ModelConfig, TrlParser
 
 from aligngpt.training import pretrain, sft
-from aligngpt.training.arguments import (
-    AblationArguments,
-    ComposeArguments,
-    DataArguments,
-    StageConfig,
-    find_recipe,
-)
+from aligngpt.training.command_line import StageParser
 from aligngpt.weights.composing import compose
 
 
-def train(script, dataclass: type, **arguments: Any) -> float:
-    """`python -m SCRIPT --name value ...` in this process; returns the last loss that it logged."""
+def train(script, **arguments: Any) -> float:
+    """`aligngpt STAGE --name value ...` in this process; returns the last loss that it logged."""
     command = [part for name, value in arguments.items() for part in (f"--{name}", str(value))]
-    parser = TrlParser((DataArguments, dataclass, StageConfig, ModelConfig))
-    trainer = script.main(*parser.parse_args_and_config(args=find_recipe([*command, "--disable_tqdm", "true"])))
+    stage = script.__name__.rpartition(".")[2]
+    trainer = script.main(*StageParser(stage).parse([*command, "--disable_tqdm", "true"]))
     logs = trainer.state.log_history
     return next((log["loss"] for log in reversed(logs) if "loss" in log), logs[-1]["train_loss"])
 
@@ -41,7 +34,6 @@ def run_stage1(stage: Stage1, seed: int, output: Path, size: Size) -> dict:
     scored = stage.levels == "scored"
     loss = train(
         pretrain,
-        ComposeArguments,
         config="pretrain_tiny_cpu",
         **size.stage1,
         model_name_or_path=folder / "start",
@@ -61,7 +53,6 @@ def run_stage2(method: Method, seed: int, output: Path, size: Size) -> dict:
     stage1 = output / "stage1" / f"{method.stage1}-{seed}"
     loss = train(
         sft,
-        AblationArguments,
         config="sft_tiny_cpu",
         **size.stage2,
         **method.arguments,

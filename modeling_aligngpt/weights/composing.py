@@ -179,7 +179,9 @@ def settle_generation(
     chat_template: str,
 ) -> None:
     """
-    Sees to it that answers end where the chat template says that they end, and that the settings can be saved.
+    Sees to it that answers end where the chat template says that they end, and captions at their newline, by itself or
+    as the end of another token (LLaMA-3 and Qwen have one for a full stop and a newline), and that the settings can be
+    saved.
     """
     config = model.generation_config
     config.pad_token_id = tokenizer.pad_token_id
@@ -188,6 +190,8 @@ def settle_generation(
     end_token_id = tokenizer.get_vocab().get(END_OF_TURN.get(chat_template))
     eos = eos if end_token_id is None or end_token_id in eos else [*eos, end_token_id]
     config.eos_token_id = eos if len(eos) > 1 else eos[0]
+    texts = tokenizer.batch_decode([[token_id] for token_id in range(len(tokenizer))])
+    config.caption_eos_token_id = [token_id for token_id, text in enumerate(texts) if text.endswith("\n")]
     if not config.do_sample:
         # Vicuna's settings have a temperature without sampling, which has no effect, and which transformers refuses to
         # save: at the end of a training run

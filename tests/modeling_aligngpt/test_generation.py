@@ -5,7 +5,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from transformers import DynamicCache, StaticCache
+from transformers import DynamicCache, LogitsProcessor, StaticCache
 
 from ..tolerance import assert_close  # noqa: TID252
 from ..versions import before_transformers, since_transformers  # noqa: TID252
@@ -204,6 +204,37 @@ def test_a_prompt_in_chunks_is_refused_where_chunks_see_all_images(model, inputs
     generation_config.prefill_chunk_size = 2
     with pytest.raises(NotImplementedError, match="prefill_chunk_size needs transformers 5.23"):
         model.generate(**inputs, generation_config=generation_config)
+
+
+class WriteNewline(LogitsProcessor):
+    """Every fourth token is a newline."""
+
+    def __init__(self, prompt_length, newline):
+        self.prompt_length, self.newline = prompt_length, newline
+
+    def __call__(self, input_ids, scores):
+        is_fourth = (input_ids.shape[1] - self.prompt_length) % 4 == 3
+        return scores.index_fill(1, torch.tensor([self.newline]), torch.inf if is_fourth else -torch.inf)
+
+
+@pytest.mark.parametrize(
+    ("template", "options", "length"),
+    [
+        ("plain", {}, 4),
+        ("plain", {"eos_token_id": 2}, 10),
+        (None, {}, 10),
+    ],
+)
+def test_a_caption_ends_at_its_newline_and_an_answer_does_not(model, processor, make_image, template, options, length):
+    newline = processor.tokenizer("a\n", add_special_tokens=False).input_ids[-1]
+    chats = [[{"role": "user", "content": [{"type": "image", "image": make_image(i)}]}] for i in range(2)]
+    inputs = processor.apply_chat_template(
+        chats, chat_template=template, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    start = inputs["input_ids"].shape[1]
+    writers = [WriteNewline(start, newline)]
+    tokens = model.generate(**inputs, max_new_tokens=10, min_new_tokens=2, logits_processor=writers, **options)
+    assert tokens.shape[1] - start == length
 
 
 def test_batched_answers_are_the_single_ones(model, processor, make_image):

@@ -1,5 +1,6 @@
 """A model from a tower and a language model."""
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, decoders, models
 from transformers import (
     AutoModel,
     CLIPConfig,
@@ -17,7 +19,7 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from aligngpt.weights.composing import compose
+from aligngpt.weights.composing import compose, settle_generation
 
 from ...tolerance import assert_close  # noqa: TID252
 
@@ -142,3 +144,19 @@ def test_composing_takes_little_more_memory_than_the_parts(vision_folder, text_f
     peak = int(run_python(PEAK, tmp_path).split()[-1])
     assert peak < 1.15 * parts
     assert len(list((tmp_path / "out").glob("*.safetensors"))) > 10
+
+
+def test_captions_end_at_every_token_that_ends_in_a_newline(composed, text_folder):
+    from transformers import PreTrainedTokenizerFast
+
+    model, processor = composed
+    assert model.generation_config.caption_eos_token_id == processor.tokenizer("a\n").input_ids[-1:]
+    vocabulary = {
+        token: index for index, token in enumerate(["<unk>", "a", ".", "\u010a", ".\u010a", "\u010a\u010a", "\u010ab"])
+    }
+    tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>"))
+    tokenizer.decoder = decoders.ByteLevel()  # writes a newline as \u010a
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<unk>", pad_token="<unk>")
+    model = copy.deepcopy(model)
+    settle_generation(model, tokenizer, "vicuna_v1")
+    assert model.generation_config.caption_eos_token_id == [3, 4, 5]
