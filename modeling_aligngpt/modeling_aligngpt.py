@@ -8,7 +8,7 @@ Shapes: B rows, L tokens, n images in the batch, T tokens per image, D hidden si
 
 import inspect
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -171,6 +171,10 @@ class AlignGPTMultiModalProjector(LlavaMultiModalProjector):
 
 class AlignGPTPreTrainedModel(LlavaPreTrainedModel):
     config: AlignGPTConfig
+
+    if TYPE_CHECKING:  # transformers' own is typed as a function of the class
+
+        def push_to_hub(self, repo_id: str, **kwargs: Any) -> str: ...
 
     @classmethod
     def is_custom_code(cls) -> bool:
@@ -750,7 +754,9 @@ class AlignGPTForConditionalGeneration(AlignGPTPreTrainedModel, LlavaForConditio
             alignment_weights=outputs.alignment_weights,
         )
 
-    def generate(self, inputs=None, generation_config: GenerationConfig | None = None, **kwargs):
+    def generate(
+        self, inputs: torch.Tensor | None = None, generation_config: GenerationConfig | None = None, **kwargs: Any
+    ) -> Any:
         """
         As [`~transformers.GenerationMixin.generate`]. The alignment vector is made once, from the prompt;
         `alignment_levels` (B,) asks for a level instead of the gate's choice, -1 in a row leaves it to the gate.

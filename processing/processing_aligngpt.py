@@ -8,7 +8,7 @@ the sibling that opens images.
 import inspect
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import transformers
@@ -86,6 +86,12 @@ class AlignGPTProcessor(LlavaProcessor):
                     f"{getattr(self, name)} is not one token of the tokenizer (ids {token_ids}): add it as a special "
                     "token, as `aligngpt.processing.tokenization.prepare_tokenizer` does."
                 )
+
+    if TYPE_CHECKING:  # transformers gives these no types
+
+        def decode(self, *args: Any, **kwargs: Any) -> str: ...
+
+        def batch_decode(self, *args: Any, **kwargs: Any) -> list[str]: ...
 
     def to_dict(self) -> dict[str, Any]:
         # Saving would add it to this object, and loading drop it again
