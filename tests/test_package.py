@@ -1,6 +1,7 @@
 """The package as it is installed: one import name, the files of the Hub copies, the version."""
 
 import ast
+import json
 import subprocess
 import sys
 import zipfile
@@ -166,3 +167,26 @@ def test_the_installed_wheel_works_outside_the_checkout(wheel, run_python, tmp_p
     file, recipe, length, levels = run_python(code, tmp_path).split()
     assert file.startswith(str(tmp_path)) and recipe.startswith(str(tmp_path))
     assert int(length) > 100 and levels == "8"
+
+
+WITHOUT_EXTRAS = """
+import sys
+for name in ("ijson", "matplotlib"):
+    sys.modules[name] = None
+sys.stderr = sys.stdout
+from aligngpt.__main__ import main
+main()
+"""
+
+
+def test_json_is_read_and_levels_are_cut_without_the_extras_and_what_is_missing_is_told(tmp_path):
+    rows = [{"id": str(i), "image": f"{i}.jpg", "caption": "a", "alignment_score": i / 10} for i in range(4)]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    options = ["levels", "rows.json", "--num_levels", "2", "--to", "llava-json", "--output_dir", "levels"]
+    command = [sys.executable, "-c", WITHOUT_EXTRAS, *options]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "rows.json is read into memory as a whole; row by row with `pip install 'aligngpt[data]'`" in result.stdout
+    assert "levels.png and samples.png need matplotlib: pip install 'aligngpt[data]'." in result.stdout
+    found = json.loads((tmp_path / "levels" / "pairs.json").read_text())
+    assert [row["alignment_level"] for row in found] == [0, 0, 1, 1]

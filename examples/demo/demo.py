@@ -47,6 +47,7 @@ from write_data import write_conversations, write_pairs, write_questions, write_
 
 HERE = Path(__file__).parent
 LLAMA_STEPS = 450
+QUIET = ("--logging_steps", "250")
 console = Console()
 
 
@@ -102,12 +103,12 @@ def train(start: tuple, stage1: Path, stage2: Path, levels: Path, data: Path, st
     """Both stages, from `start`: arguments that name the model, or the parts, that stage 1 starts from."""
     with phase(f"{name}, stage 1: captions and their levels", times):
         run(
-            *("-m", "aligngpt", "pretrain", "--config", "pretrain_tiny_cpu", "--output_dir", stage1, *steps),
+            *("-m", "aligngpt", "pretrain", "--config", "pretrain_tiny_cpu", "--output_dir", stage1, *QUIET, *steps),
             *(*start, "--data", levels, "--image_folder", data),
         )
     with phase(f"{name}, stage 2: questions and answers", times):
         run(
-            *("-m", "aligngpt", "sft", "--config", "sft_tiny_cpu", "--output_dir", stage2, *steps),
+            *("-m", "aligngpt", "sft", "--config", "sft_tiny_cpu", "--output_dir", stage2, *QUIET, *steps),
             *("--model", stage1, "--data", data / "conversations.jsonl", "--image_folder", data),
         )
 

@@ -4,6 +4,7 @@ said here that was not computed in the same run.
 """
 
 import base64
+import textwrap
 from collections import defaultdict
 from pathlib import Path
 
@@ -130,8 +131,9 @@ def write_page(results: dict, data: Path, path: Path, num_pictures: int = 24) ->
 def write_picture(results: dict, data: Path, path: Path, num_pictures: int = 6) -> None:
     """The same of a few pictures, as a picture."""
     lowest, highest = (choose(results["captions"], key=int) for choose in (min, max))
-    figure = Figure(figsize=(13, 2.1 * num_pictures), layout="constrained")
-    grid = figure.subplots(num_pictures, 2, width_ratios=(1, 5), squeeze=False)
+    figure = Figure(figsize=(13, 1.9 * num_pictures))
+    grid = figure.subplots(num_pictures, 2, width_ratios=(1, 7), squeeze=False)
+    figure.subplots_adjust(left=0.01, right=0.99, top=0.99, bottom=0.01, wspace=0.02)
     for index, name in enumerate(results["pictures"][:num_pictures]):
         picture, text = grid[index]
         picture.imshow(np.asarray(Image.open(data / name).convert("RGB")), interpolation="nearest")
@@ -143,7 +145,8 @@ def write_picture(results: dict, data: Path, path: Path, num_pictures: int = 6) 
         lines += [(f"{r['question']} {r['given']}", RIGHT if r["given"] == r["answer"] else WRONG) for r in rows]
         for number, (line, sign) in enumerate(lines):
             colour = {RIGHT: "#15803d", WRONG: "#b91c1c"}.get(sign, "#334155")
-            text.text(0, 0.92 - number / len(lines), f"{sign or ' '}  {line}", color=colour, va="top", fontsize=9.5)
+            line = textwrap.shorten(line, 150, placeholder=" ...")
+            text.text(0, 0.95 - number / len(lines), f"{sign or ' '}  {line}", color=colour, va="top", fontsize=9.5)
         for axes in (picture, text):
             axes.set_axis_off()
     figure.savefig(path, dpi=90)

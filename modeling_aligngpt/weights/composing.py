@@ -191,6 +191,7 @@ def settle_generation(
     eos = eos if end_token_id is None or end_token_id in eos else [*eos, end_token_id]
     config.eos_token_id = eos if len(eos) > 1 else eos[0]
     texts = tokenizer.batch_decode([[token_id] for token_id in range(len(tokenizer))])
+    config._from_model_config = False  # else loading drops what transformers has no default for
     config.caption_eos_token_id = [token_id for token_id, text in enumerate(texts) if text.endswith("\n")]
     if not config.do_sample:
         # Vicuna's settings have a temperature without sampling, which has no effect, and which transformers refuses to

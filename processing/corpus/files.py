@@ -5,6 +5,7 @@ corpus of millions has rows that no schema fits, and these must be reported, not
 
 import gzip
 import json
+import logging
 import lzma
 import posixpath
 import re
@@ -15,11 +16,12 @@ from itertools import islice
 from typing import Any, BinaryIO
 
 import fsspec
-import ijson
 
 from .faults import Fault
 from .turns import is_absent
 
+
+logger = logging.getLogger(__name__)
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "jp2", "ppm", "pgm")
 CAPTION_EXTENSIONS = ("txt", "caption", "text")
@@ -63,15 +65,29 @@ def _read_lines(stream: BinaryIO) -> Iterator[Any]:
                 yield Fault("malformed_record", f"The line is no JSON: {error}")
 
 
+class _HalfCharacter(ValueError):
+    """There is one in a stream, which ijson would replace."""
+
+
 def _read_array(stream: BinaryIO, file: str) -> Iterator[Any]:
     row = 0
     try:
+        import ijson
+    except ModuleNotFoundError:
+        logger.warning(f"{file} is read into memory as a whole; row by row with `pip install 'aligngpt[data]'`.")
+        yield from _read_whole_array(file)
+        return
+    try:
         for row, record in enumerate(ijson.items(_Watched(stream), "item", use_float=True), start=1):  # noqa: B007
             yield record
-    except ijson.JSONError:
+    except (ijson.JSONError, _HalfCharacter):
         # Python writes and reads what the standard does not know, NaN and half characters: with the whole in memory
-        with fsspec.open(file, "rt", encoding="utf-8-sig", compression="infer") as text:
-            yield from islice(json.load(text), row, None)
+        yield from islice(_read_whole_array(file), row, None)
+
+
+def _read_whole_array(file: str) -> Iterator[Any]:
+    with fsspec.open(file, "rt", encoding="utf-8-sig", compression="infer") as text:
+        yield from json.load(text)
 
 
 class _Watched:
@@ -92,7 +108,7 @@ class _Watched:
             start = len(self.before)
             for found in LONE_SURROGATE.finditer(self.before + data, start):
                 if found.start() < start + end:
-                    raise ijson.JSONError("half a character")
+                    raise _HalfCharacter
             given, self.held = data[:end], data[end:]
             self.before = (self.before + given)[-6:]
         return given

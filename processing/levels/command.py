@@ -12,6 +12,7 @@ which are kept unless a rule is named, or scores (`alignment_score`).
 """
 
 import logging
+import os
 
 from aligngpt.processing.command_line import parse_command
 
@@ -39,4 +40,5 @@ def main(arguments: list[str]) -> None:
     if args.min_level:
         left_out = int(summary.counts[: args.min_level].sum())
         logger.info("Left out: %d pairs of levels below %d.", left_out, args.min_level)
-    logger.info("Written to %s; look at levels.png and samples.png there.", args.output_dir)
+    drawn = os.path.isfile(os.path.join(args.output_dir, "samples.png"))
+    logger.info("Written to %s%s.", args.output_dir, "; look at levels.png and samples.png there" if drawn else "")

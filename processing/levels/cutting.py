@@ -27,7 +27,6 @@ from aligngpt.processing.scoring.parts import describe_sample, output_features
 from .arguments import LevelArguments
 from .cuts import LevelCuts, ScoreHistogram
 from .outputs import LevelSummary, write_llava_json, write_parquet
-from .pictures import draw_levels, draw_samples
 
 
 logger = logging.getLogger(__name__)
@@ -77,8 +76,13 @@ def cut_corpus(args: LevelArguments) -> tuple[LevelCuts, LevelSummary]:
         data_files = "pairs.json" if args.to == "llava-json" else "*.parquet"
         (folder / "README.md").write_text(CARD.format(data_files=data_files, cuts=cuts), encoding="utf-8")
         try:
+            from .pictures import draw_levels, draw_samples
+
             draw_levels(folder / "levels.png", histogram, cuts, summary)
             draw_samples(folder / "samples.png", summary, args.image_folder or source.image_folder)
+        except ModuleNotFoundError as error:
+            name = (error.name or "").partition(".")[0]
+            logger.warning(f"levels.png and samples.png need {name}: pip install 'aligngpt[data]'.")
         except Exception:  # hours of data are worth more than their picture
             logger.exception("The pictures could not be drawn.")
     return cuts, summary

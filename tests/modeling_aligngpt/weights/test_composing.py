@@ -19,6 +19,7 @@ from transformers import (
     LlamaForCausalLM,
 )
 
+from aligngpt import AlignGPTForConditionalGeneration
 from aligngpt.weights.composing import compose, settle_generation
 
 from ...tolerance import assert_close  # noqa: TID252
@@ -146,7 +147,13 @@ def test_composing_takes_little_more_memory_than_the_parts(vision_folder, text_f
     assert len(list((tmp_path / "out").glob("*.safetensors"))) > 10
 
 
-def test_captions_end_at_every_token_that_ends_in_a_newline(composed, text_folder):
+def test_where_captions_end_is_kept_with_the_checkpoint(composed, checkpoint):
+    loaded = AlignGPTForConditionalGeneration.from_pretrained(checkpoint)
+    expected = composed[0].generation_config.caption_eos_token_id
+    assert expected and loaded.generation_config.caption_eos_token_id == expected
+
+
+def test_captions_end_at_every_token_that_ends_in_a_newline(composed):
     from transformers import PreTrainedTokenizerFast
 
     model, processor = composed
