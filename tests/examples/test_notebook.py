@@ -1,13 +1,16 @@
 """The notebook for a T4, its cells run one after the other with a tiny checkpoint on CPU."""
 
+import ast
 import json
 import os
 import shlex
 import subprocess
 import sys
+from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 
-import torch
+import pytest
+from packaging.requirements import Requirement
 
 
 NOTEBOOK = Path(__file__).parents[2] / "examples" / "finetune_t4.ipynb"
@@ -39,5 +42,24 @@ def test_the_notebook_s_cells_train_an_adapter_and_ask_it(checkpoint, tmp_path, 
             variables |= {"BASE": str(checkpoint), "EXTRA": cpu, "IN_4_BITS": False}
     assert "[[ It is red.</s>]]" in printed
     assert (tmp_path / "aligngpt-7b-t4" / "adapter_model.safetensors").is_file()
-    assert variables["weights"].shape == (1, 7) and torch.allclose(variables["weights"].sum(), torch.tensor(1.0))
-    assert "tensor([[" in capsys.readouterr().out
+    assert len(variables["weights"]) == 7 and sum(variables["weights"]) == pytest.approx(1.0, abs=1e-5)
+    assert "grad_fn" not in capsys.readouterr().out
+
+
+def test_what_the_cells_import_comes_with_the_package():
+    cells = [cell for cell in json.loads(NOTEBOOK.read_text())["cells"] if cell["cell_type"] == "code"]
+    (install,) = ["".join(cell["source"]) for cell in cells if "install" in cell["metadata"].get("tags", [])]
+    assert install.startswith("!pip install -q {PACKAGE}")
+    source = "\n".join(line for cell in cells for line in "".join(cell["source"]).splitlines() if line[:1] != "!")
+    imported = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom):
+            imported.add(node.module.partition(".")[0])
+        elif isinstance(node, ast.Import):
+            imported |= {alias.name.partition(".")[0] for alias in node.names}
+    required = {Requirement(text).name.lower() for text in requires("aligngpt") if "extra ==" not in text}
+    brought = packages_distributions()
+    for name in imported - sys.stdlib_module_names - {"aligngpt"}:
+        assert {distribution.lower().replace("-", "_") for distribution in brought[name]} & {
+            each.replace("-", "_") for each in required
+        }, name
