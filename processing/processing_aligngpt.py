@@ -119,6 +119,21 @@ class AlignGPTProcessor(LlavaProcessor):
             text: one `<image>` per image in each.
             kwargs: those of [`~transformers.LlavaProcessor`], such as `return_tensors="pt"` and `padding=True`.
 
+        Example, with the model of `make demo`:
+
+        ```python
+        from aligngpt import AlignGPTProcessor
+
+        processor = AlignGPTProcessor.from_pretrained("demo_output/stage2")
+        inputs = processor(
+            images=["demo_output/stage2/example.png"],
+            text=["<image> what colour is top-left?"],
+            padding=True,
+            return_tensors="pt",
+        )
+        print({name: tuple(tensor.shape) for name, tensor in inputs.items()})
+        ```
+
         Raises:
             ValueError: if an image cannot be used (an `ImageError`, whose `kind` says why), a text has not as many
                 `<image>` as images, or truncation cut placeholders off; the message names the image or the sample.
@@ -296,6 +311,26 @@ class AlignGPTProcessor(LlavaProcessor):
                 -1, `"auto"` or None for the gate; one for all conversations, or a sequence of one for each. It is
                 returned as `alignment_levels` (conversations,), which the model takes. Without an image it has no
                 effect, as there is no alignment vector.
+
+        Example, with the model of `make demo`:
+
+        ```python
+        from aligngpt import AlignGPTProcessor
+
+        processor = AlignGPTProcessor.from_pretrained("demo_output/stage2")
+        picture = {"type": "image", "path": "demo_output/stage2/example.png"}
+        chats = [[{"role": "user", "content": [picture, {"type": "text", "text": text}]}] for text in ("a?", "b?")]
+        inputs = processor.apply_chat_template(
+            chats,
+            alignment_level=["best", None],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            processor_kwargs={"padding": True},
+        )
+        print(inputs["alignment_levels"])  # 7, and -1: the gate decides
+        ```
 
         Raises:
             ValueError: if a message has a part that is neither text nor image, which templates would pass over, or

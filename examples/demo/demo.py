@@ -46,7 +46,7 @@ from write_data import write_conversations, write_pairs, write_questions, write_
 
 
 HERE = Path(__file__).parent
-LLAMA_STEPS = 450
+LLAMA_STEPS = 550
 QUIET = ("--logging_steps", "250")
 console = Console()
 
