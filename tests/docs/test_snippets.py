@@ -76,6 +76,7 @@ def world(tmp_path, checkpoint, make_image):
     for name in ("demo_output/stage1", "demo_output/stage2"):
         shutil.copytree(checkpoint, folder / name)
         make_image(3).save(folder / name / "example.png")
+    shutil.copytree(ROOT / "examples" / "data", folder / "examples" / "data")
     (folder / "images").mkdir()
     pairs, chats = [], []
     for index in range(16):
@@ -147,6 +148,16 @@ def read_records(text: str) -> Iterator[dict]:
         record, position = decoder.raw_decode(text, position)
         yield record
         position += len(text[position:]) - len(text[position:].lstrip())
+
+
+def test_the_sample_files_hold_records_and_their_pictures():
+    folder = ROOT / "examples" / "data"
+    captions = [json.loads(line) for line in (folder / "captions.jsonl").read_text().splitlines()]
+    conversations = json.loads((folder / "conversations.json").read_text())
+    for record in captions + conversations:
+        sample = read_record(record)
+        assert isinstance(sample, Sample), sample
+        assert all((folder / "images" / image).is_file() for image in sample.images)
 
 
 def test_blocks_are_of_known_languages():
