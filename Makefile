@@ -25,7 +25,7 @@ $(VENV)/installed: $(VENV)/dependencies $(shell find modeling_aligngpt processin
 		--editable .
 	touch $@
 
-demo: install  ## train a tiny AlignGPT through both stages and let it answer (about 6 minutes on two cores)
+demo: install  ## train a tiny AlignGPT through both stages and let it answer (about 7 minutes on two cores)
 	$(RUN) examples/demo/demo.py
 
 card: install  ## the demo, and the card of its model in the root

@@ -1,5 +1,5 @@
 """
-AlignGPT from nothing to answers, in about six minutes on two CPU cores: draws captioned pictures, makes a tiny CLIP
+AlignGPT from nothing to answers, in about seven minutes on two CPU cores: draws captioned pictures, makes a tiny CLIP
 and a tiny LLaMA (where you would download them), scores how well each caption fits its picture, trains both AlignGPT
 stages, and asks about pictures with combinations of colour, shape and place that no training picture had.
 

@@ -19,7 +19,7 @@ from texts import QUALITIES
 
 
 MINIMUM_ACCURACY = {"colour": 0.9, "count": 0.9, "shape": 0.7}
-MINIMUM_PRECISION_GAIN = 0.3  # of the facts stated at the highest level over those at the lowest
+MINIMUM_PRECISION_GAIN = 0.15  # of the facts stated at the highest level over those at the lowest
 HERE = Path(__file__).parent
 RIGHT, WRONG = "\u2713", "\u2717"
 

@@ -76,7 +76,8 @@ def world(tmp_path, checkpoint, make_image):
     for name in ("demo_output/stage1", "demo_output/stage2"):
         shutil.copytree(checkpoint, folder / name)
         make_image(3).save(folder / name / "example.png")
-    shutil.copytree(ROOT / "examples" / "data", folder / "examples" / "data")
+    shutil.copytree(ROOT / "examples", folder / "examples", ignore=shutil.ignore_patterns("results", "*.png"))
+    shutil.copytree(ROOT / "examples" / "data", folder / "examples" / "data", dirs_exist_ok=True)
     (folder / "images").mkdir()
     pairs, chats = [], []
     for index in range(16):
