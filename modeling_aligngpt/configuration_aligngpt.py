@@ -4,7 +4,7 @@
 
 import math
 import os
-from importlib.metadata import PackageNotFoundError, files
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any, Literal
 
@@ -140,10 +140,9 @@ class AlignGPTConfig(LlavaConfig):
         has one. Saving or pushing a model does this too.
         """
         super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
-        try:
-            texts = [file for file in files("aligngpt") or [] if file.parts[-2:] == ("licenses", "LICENSE")]
-        except PackageNotFoundError:  # loaded by its code, on a machine without the package
-            texts = []
+        # None where the model was loaded by its code, on a machine without the package; in a checkout there may be two
+        found = (file for distribution in distributions(name="aligngpt") for file in distribution.files or [])
+        texts = [file for file in found if file.parts[-2:] == ("licenses", "LICENSE")]
         path = Path(save_directory, "LICENSE")
         if texts and texts[0].locate().is_file() and not path.exists():
             path.write_bytes(texts[0].locate().read_bytes())

@@ -5,6 +5,7 @@ import struct
 import zlib
 
 import numpy as np
+import PIL
 from PIL import Image
 
 
@@ -17,6 +18,7 @@ WORDS = np.linspace(0, 65535, HEIGHT * WIDTH).round().astype(np.uint16).reshape(
 TWELVE = np.linspace(0, 4095, HEIGHT * WIDTH).round().astype(np.uint16).reshape(HEIGHT, WIDTH)
 TWELVE_COLOURS = np.dstack([TWELVE, TWELVE[::-1], TWELVE[:, ::-1]])
 ORIENTATION = 0x0112
+PILLOW_READS_YCBCR = int(PIL.__version__.split(".")[0]) >= 13  # before, uncompressed TIFFs of it seem cut off
 
 
 def grey(values):
@@ -174,7 +176,8 @@ def odd_images():
     place = ycck.index(b"Adobe") + 11
     files["ycck.jpg"] = ycck[:place] + b"\2" + ycck[place + 1 :], grey(np.full((HEIGHT, WIDTH), 100 * 200 / 255))
     files["lab.tiff"] = encode(Image.new("LAB", (WIDTH, HEIGHT), (255, 128, 128)), "TIFF"), flat(255, 255, 255)
-    files["ycbcr.tiff"] = encode(Image.new("YCbCr", (WIDTH, HEIGHT), (76, 85, 255)), "TIFF"), flat(254, 0, 0)
+    ycbcr = encode(Image.new("YCbCr", (WIDTH, HEIGHT), (76, 85, 255)), "TIFF")
+    files["ycbcr.tiff"] = ycbcr, flat(254, 0, 0) if PILLOW_READS_YCBCR else "truncated"
     # Formats
     frames = {"save_all": True, "append_images": [Image.fromarray(RGB[::-1].copy())]}
     files["animated.webp"] = encode(RGB, "WEBP", lossless=True, **frames), RGB

@@ -302,7 +302,7 @@ def test_stage_1_takes_llava_json_from_its_folder(cut, corpus, tmp_path):
 
 
 def test_a_picture_that_cannot_be_drawn_costs_no_data(cut, tmp_path, monkeypatch):
-    monkeypatch.setattr("aligngpt.processing.levels.cutting.draw_samples", lambda *_: 1 / 0)
+    monkeypatch.setattr("aligngpt.processing.levels.pictures.draw_samples", lambda *_: 1 / 0)
     assert len(cut()) == PAIRS + 1
 
 
