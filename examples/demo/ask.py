@@ -31,19 +31,19 @@ def main() -> None:
         {"role": "system", "content": "look and answer."},  # what the model was trained with
         {"role": "user", "content": [picture, {"type": "text", "text": args.question}]},
     ]
-    inputs = processor.apply_chat_template(
-        chat,
-        alignment_level=int(args.level) if args.level.lstrip("-").isdigit() else args.level,
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-    )
+    level = int(args.level) if args.level.lstrip("-").isdigit() else args.level
+    options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    try:
+        inputs = processor.apply_chat_template(chat, alignment_level=level, **options)
+    except ValueError as error:  # a picture that is not there, a level that the model does not have
+        parser.error(str(error))
     with torch.inference_mode():
         output = model.generate(**inputs, max_new_tokens=60, do_sample=False)
         weights = model.get_alignment_weights(**inputs)[0].tolist()
     console = Console(highlight=False)
-    console.print(processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip())
+    console.print(
+        processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip(), soft_wrap=True
+    )
     if args.level == "auto":
         console.print("\nThe gate's mix of the levels below the best, whose vector is always there:")
         for level, weight in enumerate(weights):

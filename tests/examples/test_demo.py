@@ -163,3 +163,5 @@ def test_all_steps_of_the_demo_run_and_write_report_and_card(tmp_path):
         result = subprocess.run([*ask, "--level", level], cwd=tmp_path, capture_output=True, text=True)
         assert result.returncode == 0, result.stderr[-3000:]
         assert ("level 6" in result.stdout) == shows_gate
+    result = subprocess.run([*ask, "--level", "9"], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 2 and "it can be 0..7" in result.stderr.splitlines()[-1]
