@@ -74,5 +74,8 @@ def test_the_commands_of_the_manual_make_one_environment(name, module, tmp_path)
     python = str(folder / "bin" / "python")
     result = subprocess.run([python, "-m", "pip", "check"], capture_output=True, text=True)
     assert result.returncode == 0, result.stdout
+    # As the manual says: torchvision's wheel does not load beside a build of torch for CPUs
+    if subprocess.run([python, "-c", "import torchvision"], capture_output=True).returncode:
+        subprocess.run([python, "-m", "pip", "uninstall", "--quiet", "--yes", "torchvision"], check=True)
     tried = subprocess.run([python, "-c", TRY, module], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert tried.returncode == 0 and tried.stdout.strip().endswith("True"), tried.stderr[-3000:]
