@@ -46,7 +46,7 @@ if $tiny; then
     model=$output/model size=tiny gib=1000
     on_cpu=(--use_cpu true --bf16 false --fp16 false --tf32 false --dtype float32 --max_length 256)
     on_cpu+=(--per_device_train_batch_size 1 --gradient_accumulation_steps 1 --dataloader_num_workers 0)
-    llava=(--rounds 1 --batch_sizes 1 --text_tokens 8) scoring=(--pairs 8) threads=2
+    llava=(--rounds 1 --batch_sizes 1 --text_tokens 8) scoring=(--pairs 64) threads=2
 else
     size=7b on_cpu=() threads=8
     gib=$("$python" -c 'import torch; print(int(torch.cuda.get_device_properties(0).total_memory / 2**30))') || exit 1
