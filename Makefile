@@ -20,7 +20,7 @@ $(VENV)/dependencies: pyproject.toml constraints.txt
 	touch $@
 
 # Strict: a tree of links that mypy, editors and mkdocstrings can follow. It is made anew when a folder has another file
-$(VENV)/installed: $(VENV)/dependencies $(shell find modeling_aligngpt processing training -type d -not -name __pycache__)
+$(VENV)/installed: $(VENV)/dependencies $(shell find modeling_aligngpt processing serving training -type d -not -name __pycache__)
 	$(VENV)/bin/python -m pip install --quiet --no-deps --no-build-isolation --config-settings editable_mode=strict \
 		--editable .
 	touch $@

@@ -384,9 +384,15 @@ class AlignGPTProcessor(LlavaProcessor):
         levels = list(level) if isinstance(level, Sequence) and not isinstance(level, str) else [level] * num_rows
         if len(levels) != num_rows:
             raise ValueError(f"There are {len(levels)} alignment levels for {num_rows} conversations.")
-        return [self._read_level(level) for level in levels]
+        return [self.read_alignment_level(level) for level in levels]
 
-    def _read_level(self, level: int | str | None) -> int:
+    def read_alignment_level(self, level: int | str | None) -> int:
+        """
+        An alignment level as `apply_chat_template` takes it, as the model does: 0..N-1, or -1 for the gate.
+
+        Raises:
+            ValueError: if it is not one of the model's; the message names the range.
+        """
         num_levels = self.num_alignment_levels
         if level is None or level == "auto":
             return -1

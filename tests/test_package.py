@@ -14,7 +14,7 @@ import aligngpt
 
 
 ROOT = Path(__file__).parent.parent
-FOLDERS = {"modeling_aligngpt", "processing", "training", "evaluation"}
+FOLDERS = {"modeling_aligngpt", "processing", "serving", "training", "evaluation"}
 # The files that are copied to the Hub, and what they may import beside their own folder
 HUB_COPIES = {
     "modeling_aligngpt/configuration_aligngpt.py": {"huggingface_hub", "transformers"},
@@ -69,6 +69,7 @@ FLOORS = (
     ("aligngpt.auto_classes", "aligngpt"),
     ("aligngpt.weights",),
     ("aligngpt.training",),
+    ("aligngpt.serving",),
     ("aligngpt.__main__",),
 )
 
@@ -81,7 +82,7 @@ def floor_of(module):
 
 def package_imports():
     """Module by module of the package, the modules of the package that it imports, anywhere in its code."""
-    folders = {"modeling_aligngpt": "aligngpt", "processing": "aligngpt.processing", "training": "aligngpt.training"}
+    folders = {"modeling_aligngpt": "aligngpt"} | {n: f"aligngpt.{n}" for n in ("processing", "serving", "training")}
     files = {}
     for folder, package in folders.items():
         for path in (ROOT / folder).rglob("*.py"):

@@ -9,14 +9,16 @@ import transformers
 
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = ("modeling_aligngpt", "processing", "training", "examples", "benchmarks", "docs", "tests")
+FOLDERS = ("modeling_aligngpt", "processing", "serving", "training", "examples", "benchmarks", "docs", "tests")
 PAGES = [
     ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", *(f"{f}/README.md" for f in FOLDERS))
 ]
 PAGES += sorted((ROOT / "docs").rglob("*.md"))
 # Told by their folder, in one line
 TOLD_TOGETHER = ("training/recipes/", "training/accelerate/", "examples/miniature/results/", "benchmarks/results/")
-TOLD_TOGETHER += tuple(f"tests/{folder}/" for folder in ("modeling_aligngpt", "processing", "training", "examples"))
+TOLD_TOGETHER += tuple(
+    f"tests/{folder}/" for folder in ("modeling_aligngpt", "processing", "serving", "training", "examples")
+)
 TOLD_TOGETHER += ("tests/docs/", "tests/workflows/", "docs/api/")
 
 
@@ -66,7 +68,7 @@ def test_messages_of_the_troubleshooting_page_are_said():
     headings = re.findall(r"^### (.*`.*)$", page, re.MULTILINE)
     messages = [message for heading in headings for message in re.findall(r"`([^`]+)`", heading)]
     assert len(messages) > 20
-    sources = [path for folder in FOLDERS[:3] for path in (ROOT / folder).rglob("*.py")]
+    sources = [path for folder in FOLDERS[:4] for path in (ROOT / folder).rglob("*.py")]
     auto = Path(transformers.__file__).parent / "models" / "auto"
     sources += [auto / "auto_factory.py", auto / "configuration_auto.py"]
     said = "\n".join(map(read_strings, sources))

@@ -1,0 +1,164 @@
+"""One model and its processor, asked: inputs of conversations, answers whole or piece by piece, the gate's weights."""
+
+from collections.abc import Iterator, Sequence
+from threading import Event, Thread
+from typing import Any
+
+import torch
+from transformers import BatchFeature, StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
+
+from aligngpt import AlignGPTForConditionalGeneration, AlignGPTProcessor
+
+from .arguments import Sampling
+
+
+Level = int | str | None
+
+
+class PromptTooLongError(ValueError):
+    """A conversation leaves no room for an answer in the model's context."""
+
+
+class Stopped(StoppingCriteria):
+    """Ends `generate` when somebody says so."""
+
+    def __init__(self, event: Event):
+        self.event = event
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs) -> torch.BoolTensor:
+        return torch.full((input_ids.shape[0],), self.event.is_set(), dtype=torch.bool, device=input_ids.device)
+
+
+class Assistant:
+    """
+    Answers conversations. Every answer is computed from the conversation as a whole: `<align>` stands before
+    everything else, and its vector depends on all that the user has said, so no part of an earlier turn's cache holds
+    in the next.
+
+    Args:
+        model ([`AlignGPTForConditionalGeneration`]): or a PEFT model of it.
+        processor ([`AlignGPTProcessor`]): the model's.
+    """
+
+    def __init__(self, model: AlignGPTForConditionalGeneration, processor: AlignGPTProcessor):
+        self.model, self.processor = model, processor
+        self.eos_token_ids = find_eos_token_ids(model, processor)
+
+    @property
+    def context_length(self) -> int:
+        """Tokens of prompt and answer together."""
+        return self.model.config.get_text_config().max_position_embeddings
+
+    def prepare(
+        self, conversations: list[list[dict[str, Any]]], levels: Level | Sequence[Level] = None, **template_arguments
+    ) -> BatchFeature:
+        """
+        Inputs of the model for conversations (B), padded on the left.
+
+        Args:
+            conversations: messages of typed parts, with pictures under `image`.
+            levels: an alignment level for all, or one for each; None or `"auto"` lets the gate choose.
+            template_arguments: variables of the chat template.
+
+        Raises:
+            ValueError: what the processor refuses.
+            PromptTooLongError: if a conversation fills the context.
+        """
+        inputs = self.processor.apply_chat_template(
+            conversations,
+            alignment_level=levels,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            processor_kwargs={"padding": True, "padding_side": "left"},
+            **template_arguments,
+        ).to(self.model.device, self.model.dtype)
+        if (length := inputs["input_ids"].shape[1]) >= self.context_length:
+            raise PromptTooLongError(
+                f"The conversation has {length} tokens, its pictures' included; the model's context of "
+                f"{self.context_length} leaves no room for an answer."
+            )
+        return inputs
+
+    def weights(self, inputs: BatchFeature) -> torch.Tensor:
+        """The gate's weights (B, N-1), zeros in rows without a picture or with a level that was asked for."""
+        with torch.inference_mode():
+            return self.model.get_alignment_weights(**inputs).float().cpu()
+
+    def answer(self, inputs: BatchFeature, sampling: Sampling) -> list[tuple[str, str]]:
+        """Answers (B), and why each ended: `"stop"`, or `"length"` where it was cut off."""
+        length = inputs["input_ids"].shape[1]
+        with torch.inference_mode():
+            sequences = self.model.generate(**inputs, **self._options(length, sampling))
+        return [self.read_answer(row) for row in sequences[:, length:].tolist()]
+
+    def read_answer(self, token_ids: list[int]) -> tuple[str, str]:
+        """The text of generated ids, up to the end of the turn, and why it ended."""
+        end = next((n for n, token_id in enumerate(token_ids) if token_id in self.eos_token_ids), None)
+        text = self.processor.decode(token_ids[:end], skip_special_tokens=True).strip()
+        return text, "length" if end is None else "stop"
+
+    def stream(self, inputs: BatchFeature, sampling: Sampling, stop: Event | None = None) -> Iterator[str]:
+        """
+        The answer to one conversation, piece by piece. Generation ends when the iterator is closed or `stop` is set.
+
+        Raises:
+            Exception: what `generate` raised, in the caller's thread.
+        """
+        stop = Event() if stop is None else stop
+        streamer = TextIteratorStreamer(self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        failures: list[Exception] = []
+
+        def run() -> None:
+            try:
+                with torch.inference_mode():
+                    criteria = StoppingCriteriaList([Stopped(stop)])
+                    options = self._options(inputs["input_ids"].shape[1], sampling)
+                    self.model.generate(**inputs, **options, streamer=streamer, stopping_criteria=criteria)
+            except Exception as error:
+                failures.append(error)
+            finally:
+                streamer.end()
+
+        thread = Thread(target=run, daemon=True)
+        thread.start()
+        try:
+            is_first = True
+            for piece in streamer:
+                piece = piece.lstrip() if is_first else piece
+                if piece:
+                    is_first = False
+                    yield piece
+        finally:
+            stop.set()
+            thread.join()
+        if failures:
+            raise failures[0]
+
+    def _options(self, length: int, sampling: Sampling) -> dict[str, Any]:
+        if sampling.seed is not None:
+            torch.manual_seed(sampling.seed)
+        room = self.context_length - length
+        return {
+            "max_new_tokens": min(sampling.max_new_tokens, room),
+            "max_length": None,  # a checkpoint's own would be warned of beside it
+            "eos_token_id": self.eos_token_ids,
+            **sampling.options(),
+        }
+
+
+def find_eos_token_ids(model: AlignGPTForConditionalGeneration, processor: AlignGPTProcessor) -> list[int]:
+    """
+    The tokens that end an answer: those of the checkpoint, and the one that the chat template writes after an
+    assistant's turn, which checkpoints of other programs do not always name.
+    """
+    ids = model.generation_config.eos_token_id
+    ids = [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
+    marker = "answered"
+    chat = [{"role": "user", "content": "asked"}, {"role": "assistant", "content": marker}]
+    text = processor.apply_chat_template(chat, tokenize=False) if processor.chat_template else ""
+    following = processor.tokenizer(text.rpartition(marker)[2], add_special_tokens=False).input_ids[:1]
+    added = processor.tokenizer.added_tokens_decoder
+    is_special = bool(following) and following[0] in added and added[following[0]].special
+    return [*ids, *following] if is_special and following[0] not in ids else ids
