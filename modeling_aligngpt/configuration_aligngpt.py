@@ -20,6 +20,7 @@ AUTO_MAP = {
     "AutoConfig": "configuration_aligngpt.AlignGPTConfig",
     "AutoModel": "modeling_aligngpt.AlignGPTModel",
     "AutoModelForImageTextToText": "modeling_aligngpt.AlignGPTForConditionalGeneration",
+    "AutoModelForMultimodalLM": "modeling_aligngpt.AlignGPTForConditionalGeneration",
     "AutoProcessor": "processing_aligngpt.AlignGPTProcessor",
 }
 

@@ -1,6 +1,6 @@
 """One model and its processor, asked: inputs of conversations, answers whole or piece by piece, the gate's weights."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from threading import Event, Thread
 from typing import Any
 
@@ -89,9 +89,14 @@ class Assistant:
     def answer(self, inputs: BatchFeature, sampling: Sampling) -> list[tuple[str, str]]:
         """Answers (B), and why each ended: `"stop"`, or `"length"` where it was cut off."""
         length = inputs["input_ids"].shape[1]
-        with torch.inference_mode():
-            sequences = self.model.generate(**inputs, **self._options(length, sampling))
+        sequences = self.generate(inputs, sampling)
         return [self.read_answer(row) for row in sequences[:, length:].tolist()]
+
+    def generate(self, inputs: Mapping[str, torch.Tensor], sampling: Sampling, **options: Any) -> torch.Tensor:
+        """Ids of prompts and answers (B, length), as the model's `generate`, which takes `options`."""
+        options |= self._options(inputs["input_ids"].shape[1], sampling)
+        with torch.inference_mode():
+            return self.model.generate(**inputs, **options)
 
     def read_answer(self, token_ids: list[int]) -> tuple[str, str]:
         """The text of generated ids, up to the end of the turn, and why it ended."""
@@ -112,10 +117,8 @@ class Assistant:
 
         def run() -> None:
             try:
-                with torch.inference_mode():
-                    criteria = StoppingCriteriaList([Stopped(stop)])
-                    options = self._options(inputs["input_ids"].shape[1], sampling)
-                    self.model.generate(**inputs, **options, streamer=streamer, stopping_criteria=criteria)
+                criteria = StoppingCriteriaList([Stopped(stop)])
+                self.generate(inputs, sampling, streamer=streamer, stopping_criteria=criteria)
             except Exception as error:
                 failures.append(error)
             finally:
