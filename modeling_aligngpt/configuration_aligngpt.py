@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict, validated_field
 from transformers import LlavaConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
 
 
 __version__ = "0.1.0"
@@ -23,6 +24,10 @@ AUTO_MAP = {
     "AutoModelForMultimodalLM": "modeling_aligngpt.AlignGPTForConditionalGeneration",
     "AutoProcessor": "processing_aligngpt.AlignGPTProcessor",
 }
+
+# transformers' server asks this table which class a checkpoint loads by, and whether it takes pictures; this file is
+# the one that it has imported by then
+MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES["aligngpt"] = "AlignGPTForConditionalGeneration"
 
 
 def check_positive(value: float) -> None:

@@ -77,12 +77,13 @@ def check_outputs(folder, expected):
 
 
 class TestFolder:
-    def test_the_configuration_names_the_code_of_all_four_classes(self, checkpoint):
+    def test_the_configuration_names_the_code_of_all_classes(self, checkpoint):
         config = json.loads((checkpoint / "config.json").read_text())
         assert config["auto_map"] == {
             "AutoConfig": "configuration_aligngpt.AlignGPTConfig",
             "AutoModel": "modeling_aligngpt.AlignGPTModel",
             "AutoModelForImageTextToText": "modeling_aligngpt.AlignGPTForConditionalGeneration",
+            "AutoModelForMultimodalLM": "modeling_aligngpt.AlignGPTForConditionalGeneration",
             "AutoProcessor": "processing_aligngpt.AlignGPTProcessor",
         }
         assert config["aligngpt_version"] == "0.1.0"

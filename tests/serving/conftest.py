@@ -12,6 +12,7 @@ import pytest
 import torch
 import uvicorn
 
+from aligngpt import AlignGPTProcessor
 from aligngpt.serving.answering import Assistant
 from aligngpt.serving.arguments import Sampling
 from aligngpt.serving.server import ServerOptions, build_app
@@ -29,6 +30,12 @@ def running(app):
     yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     server.should_exit = True
     thread.join(10)
+
+
+@pytest.fixture(scope="session")
+def composed(composed, checkpoint):
+    """With a processor of its own: padding changes what a tokenizer saves."""
+    return composed[0], AlignGPTProcessor.from_pretrained(checkpoint)
 
 
 @pytest.fixture(scope="session")
