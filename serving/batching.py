@@ -34,10 +34,14 @@ class Row:
         sampling ([`Sampling`]): `max_new_tokens` fits the context.
         stops (`list[str]`): texts that end the answer and are not part of it.
         assistant ([`Assistant`]): whose tokenizer reads the answer.
+        streams (`bool`): whether pieces are handed on as they come.
     """
 
-    def __init__(self, inputs: BatchFeature, sampling: Sampling, stops: list[str], assistant: Assistant):
+    def __init__(
+        self, inputs: BatchFeature, sampling: Sampling, stops: list[str], assistant: Assistant, streams: bool
+    ):
         self.inputs, self.sampling, self.stops, self.assistant = inputs, sampling, stops, assistant
+        self.streams = streams
         self.loop = asyncio.get_running_loop()
         self.queue: asyncio.Queue[Any] = asyncio.Queue()
         self.cancelled = threading.Event()
@@ -68,13 +72,16 @@ class Row:
             return
         self.token_ids.append(token_id)
         is_end = token_id in self.assistant.eos_token_ids
-        if not is_end:
-            # The whole anew: a later byte can change what earlier ones mean, which transformers' decoder of streams
-            # raises at. Some tokenizers begin every text with a space
-            self.text = self.assistant.processor.decode(self.token_ids, skip_special_tokens=True).lstrip()
+        if not is_end and (self.streams or self.stops):
+            self._read()
             is_end = self._hand_on()
         if is_end or self.cancelled.is_set() or self.total_tokens >= self.sampling.max_new_tokens:
             self.end()
+
+    def _read(self) -> None:
+        """The whole anew: a later byte can change what earlier ones mean, where transformers' own decoder raises."""
+        # Some tokenizers begin every text with a space
+        self.text = self.assistant.processor.decode(self.token_ids, skip_special_tokens=True).lstrip()
 
     def _hand_on(self) -> bool:
         """Hands text on, but for half characters and what may be the begin of a stop text; whether one is there."""
@@ -87,7 +94,7 @@ class Row:
         return False
 
     def _say(self, length: int) -> None:
-        if length > self._num_said:
+        if self.streams and length > self._num_said:
             self._send(self.text[self._num_said : length])
             self._num_said = length
 
@@ -95,6 +102,8 @@ class Row:
         """No more tokens."""
         if not self.is_done:
             self.is_done = True
+            if not (self.streams or self.stops):
+                self._read()
             self._say(len(self.text))
             # The handlers write the message between quotes as it is
             self._send(None if error is None else _StreamError(json.dumps(error)[1:-1]))

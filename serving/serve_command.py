@@ -13,6 +13,7 @@ import ipaddress
 import json
 import logging
 import os
+import socket
 from dataclasses import dataclass, field
 
 from aligngpt.processing.command_line import parse_command
@@ -56,6 +57,8 @@ def find_problems(args: ServeArguments) -> list[str]:
     for name in ("max_batch_size", "max_waiting", "max_images", "max_body_mb"):
         if getattr(args, name) < 1:
             problems.append(f"--{name} {getattr(args, name)}: it is 1 at least.")
+    if not 0 <= args.port <= 65535:
+        problems.append(f"--port {args.port}: a port is 0 (any that is free) to 65535.")
     try:
         if not isinstance(json.loads(args.chat_template_kwargs), dict):
             raise ValueError("it is no object")
@@ -74,6 +77,33 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def bind(host: str, port: int) -> socket.socket:
+    """
+    A socket to listen on, before anything slow; 0 is any free port.
+
+    Raises:
+        Mistakes: if the address is not this machine's, or the port is taken.
+    """
+    listening = None
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listening = socket.socket(family, kind, protocol)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+    except OSError as error:
+        if listening is not None:
+            listening.close()
+        reason = getattr(error, "strerror", None) or error
+        raise Mistakes([f"--host {host} --port {port}: the server cannot listen there: {reason}."]) from error
+    return listening
+
+
+def address_of(listening: socket.socket) -> str:
+    """Where a browser or client on this machine finds what listens."""
+    host, port = listening.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
 def main(arguments: list[str]) -> None:
     """The command `aligngpt serve`."""
     args = parse_command(ServeArguments, arguments, "serve", __doc__, first="model")
@@ -90,6 +120,7 @@ def main(arguments: list[str]) -> None:
     api_key = args.api_key or os.environ.get("ALIGNGPT_API_KEY") or None
     if api_key is None and not is_loopback(args.host):
         logger.warning("Everybody who reaches %s can ask: --api_key is not given.", args.host)
+    listening = bind(args.host, args.port)
     logger.info("Loading %s ...", args.model)
     assistant = Assistant(*load_model(args))
     assistant.processor.read_alignment_level(read_level(args.level))
@@ -108,11 +139,9 @@ def main(arguments: list[str]) -> None:
     )
     config = uvicorn.Config(
         build_app(assistant, options),
-        host=args.host,
-        port=args.port,
         log_level="warning",
         limit_concurrency=MAX_CONNECTIONS,
         timeout_graceful_shutdown=5,
     )
-    logger.info("Serving %s at http://%s:%d/v1; Ctrl-C ends.", options.name, args.host, args.port)
-    uvicorn.Server(config).run()
+    logger.info("Serving %s at %s/v1; Ctrl-C ends.", options.name, address_of(listening))
+    uvicorn.Server(config).run([listening])

@@ -74,7 +74,7 @@ class Reader:
             inputs = await asyncio.to_thread(self._prepare, messages, wishes)
         room = self.assistant.context_length - inputs["input_ids"].shape[1]
         sampling = Sampling(**{**vars(wishes.sampling), "max_new_tokens": min(wishes.sampling.max_new_tokens, room)})
-        return Row(inputs, sampling, wishes.stops, self.assistant)
+        return Row(inputs, sampling, wishes.stops, self.assistant, streams=bool(body.get("stream")))
 
     def _prepare(self, messages: Any, wishes: Wishes) -> Any:
         try:

@@ -11,9 +11,10 @@ import openai
 import pytest
 import torch
 
+from aligngpt.processing.command_output import Mistakes
 from aligngpt.serving.answering import Assistant
 from aligngpt.serving.arguments import Sampling
-from aligngpt.serving.serve_command import ServeArguments, find_problems, is_loopback
+from aligngpt.serving.serve_command import ServeArguments, address_of, bind, find_problems, is_loopback
 
 
 @pytest.fixture(scope="module")
@@ -318,6 +319,7 @@ def test_a_request_that_breaks_the_model_does_not_break_the_others(stream, serve
     [
         ({"image_urls": "some"}, "--image_urls some"),
         ({"max_batch_size": 0}, "--max_batch_size 0"),
+        ({"port": 99999}, "--port 99999"),
         ({"chat_template_kwargs": "[]"}, "--chat_template_kwargs"),
         ({"chat_template_kwargs": "{"}, "--chat_template_kwargs"),
         ({"api_key": ""}, "--api_key is empty"),
@@ -327,6 +329,18 @@ def test_a_request_that_breaks_the_model_does_not_break_the_others(stream, serve
 def test_arguments_that_mean_nothing_are_told(options, told):
     (problem,) = find_problems(ServeArguments(model="m", **options))
     assert told in problem
+
+
+def test_a_port_that_is_taken_is_told_before_the_model_is_loaded():
+    with bind("127.0.0.1", 0) as listening:
+        listening.listen()
+        port = listening.getsockname()[1]
+        assert address_of(listening) == f"http://127.0.0.1:{port}"
+        with pytest.raises(Mistakes, match=f"--port {port}: the server cannot listen there: Address already in use"):
+            bind("127.0.0.1", port)
+    for host, port in (("203.0.113.7", 0), ("nowhere.invalid", 80)):
+        with pytest.raises(Mistakes, match="cannot listen there"):
+            bind(host, port)
 
 
 def test_loopback_is_told_from_other_addresses():
