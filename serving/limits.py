@@ -108,12 +108,10 @@ class Limits:
 
     async def _drain(self, receive: Receive) -> None:
         """Reads on for a moment: a client that is still sending when the connection closes never sees the answer."""
-        left = max(self.max_body_bytes, 2**20)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(SECONDS_OF_DRAINING):
-                while left > 0:
+                while True:
                     message = await receive()
-                    left -= len(message.get("body", b""))
                     if message["type"] == "http.disconnect" or not message.get("more_body", False):
                         return
 

@@ -9,7 +9,7 @@ import socket
 import time
 from collections.abc import Iterable
 from typing import Any
-from urllib.parse import urljoin
+from urllib.parse import quote, urljoin, urlsplit, urlunsplit
 
 import httpcore
 from PIL import Image
@@ -63,6 +63,21 @@ class PublicNetwork(httpcore.NetworkBackend):
         return self._backend.connect_tcp(str(found[0]), port, timeout, local_address, socket_options)
 
 
+def in_ascii(url: str) -> str:
+    """
+    A URL as it goes over the wire: names of other alphabets in their international form, other characters in per cent.
+
+    Raises:
+        UnicodeError: if its host has no such form.
+    """
+    if url.isascii():
+        return url
+    split = urlsplit(url)
+    place = split.netloc.encode("idna").decode("ascii")
+    path, query = (quote(text, safe="/?:@!$&'()*+,;=%~") for text in (split.path, split.query))
+    return urlunsplit((split.scheme, place, path, query, ""))
+
+
 class ImageSource:
     """
     Opens the pictures that requests name.
@@ -106,7 +121,7 @@ class ImageSource:
                 if not url.startswith(SCHEMES):
                     raise ForbiddenAddressError(f"It is redirected to {url[:80]!r}, which is no http: or https: URL.")
                 try:
-                    status, location, data = self._get(pool, url, deadline)
+                    status, location, data = self._get(pool, in_ascii(url), deadline)
                 except (httpcore.TimeoutException, TimeoutError) as error:
                     raise ImageError("missing", f"it did not come within {self.timeout:g} seconds.") from error
                 except ForbiddenAddressError:

@@ -33,20 +33,20 @@ def running(app):
 
 
 @pytest.fixture(scope="session")
-def composed(composed, checkpoint):
+def parts(composed, checkpoint):
     """With a processor of its own: padding changes what a tokenizer saves."""
     return composed[0], AlignGPTProcessor.from_pretrained(checkpoint)
 
 
 @pytest.fixture(scope="session")
-def steered(composed):
+def steered(parts):
     """Model and processor, with vectors so long that levels show in the answers, which have no broken characters."""
-    model = copy.deepcopy(composed[0])
-    vocabulary = composed[1].tokenizer.get_vocab()
+    model = copy.deepcopy(parts[0])
+    vocabulary = parts[1].tokenizer.get_vocab()
     model.generation_config.suppress_tokens = [n for text, n in vocabulary.items() if text.startswith("<0x")]
     with torch.no_grad():
         model.model.alignment_embeddings.weight.mul_(30)
-    return model, composed[1]
+    return model, parts[1]
 
 
 @pytest.fixture(scope="session")

@@ -12,18 +12,18 @@ from aligngpt.serving.conversations import read_conversation, read_question
 
 
 @pytest.fixture
-def assistant(composed):
-    return Assistant(*composed)
+def assistant(parts):
+    return Assistant(*parts)
 
 
 def chat(text, *pictures):
-    parts = [{"type": "image", "image": picture} for picture in pictures]
-    return [{"role": "user", "content": [*parts, {"type": "text", "text": text}]}]
+    content = [{"type": "image", "image": picture} for picture in pictures]
+    return [{"role": "user", "content": [*content, {"type": "text", "text": text}]}]
 
 
-def plainly_generated(composed, conversation, **options):
+def plainly_generated(parts, conversation, **options):
     """Token by token without a cache: the likeliest, until the end of the turn."""
-    model, processor = composed
+    model, processor = parts
     inputs = processor.apply_chat_template(
         conversation, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
     )
@@ -40,14 +40,14 @@ def plainly_generated(composed, conversation, **options):
     return processor.decode(ids, skip_special_tokens=True).strip()
 
 
-def test_answers_of_a_batch_are_those_of_a_plain_loop(assistant, composed, make_image):
+def test_answers_of_a_batch_are_those_of_a_plain_loop(assistant, parts, make_image):
     chats = [
         chat("What is this?", make_image(1)),
         chat("Red or blue, of course?"),
         chat("a", *map(make_image, (2, 3))),
     ]
     answers = assistant.answer(assistant.prepare(chats), Sampling(max_new_tokens=6))
-    assert [text for text, _ in answers] == [plainly_generated(composed, one, max_new_tokens=6) for one in chats]
+    assert [text for text, _ in answers] == [plainly_generated(parts, one, max_new_tokens=6) for one in chats]
 
 
 def test_the_pieces_of_a_stream_are_the_answer(assistant, make_image):
@@ -82,11 +82,11 @@ def test_an_answer_ends_where_the_context_does(assistant):
         assistant.prepare([chat("What is this? " * 300)])
 
 
-def test_the_end_of_turn_of_the_template_ends_answers_also_where_the_checkpoint_does_not_name_it(composed, processor):
+def test_the_end_of_turn_of_the_template_ends_answers_also_where_the_checkpoint_does_not_name_it(parts, processor):
     processor.chat_template = (
         "{% for m in messages %}{{ m.content if m.content is string else m.content[0].text }}</s>{% endfor %}"
     )
-    model = composed[0]
+    model = parts[0]
     found, model.generation_config.eos_token_id = model.generation_config.eos_token_id, None
     try:
         assert Assistant(model, processor).eos_token_ids == [processor.tokenizer.eos_token_id]
@@ -123,9 +123,9 @@ def test_messages_that_ask_nothing_are_faults(messages, kind):
 
 
 def test_openai_s_messages_are_read_in_their_order():
-    parts = [{"type": "text", "text": "a"}, {"type": "image_url", "image_url": {"url": "data:1", "detail": "low"}}]
+    content = [{"type": "text", "text": "a"}, {"type": "image_url", "image_url": {"url": "data:1", "detail": "low"}}]
     turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": ""}]
-    sample = read_conversation([*turns, {"role": "user", "content": parts}])
+    sample = read_conversation([*turns, {"role": "user", "content": content}])
     assert sample.images == ["data:1"]
     assert [part["type"] for part in sample.messages[-1]["content"]] == ["text", "image"]
 

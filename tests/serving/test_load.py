@@ -68,7 +68,7 @@ def test_two_hundred_clients_among_bad_ones_are_all_answered(command, ask):
                 connection.close()
 
     def leaving():
-        while not stop.is_set():
+        while not stop.wait(0.05):
             with socket.create_connection((host, port)) as connection:
                 connection.sendall(head + b"Content-Type: application/json\r\nContent-Length: 9")
 
@@ -77,8 +77,10 @@ def test_two_hundred_clients_among_bad_ones_are_all_answered(command, ask):
 
     with ThreadPoolExecutor(12) as others, ThreadPoolExecutor(200) as pool:
         calls = [others.submit(call) for call in (*[slowly] * 6, badly, badly, leaving)]
-        found = list(pool.map(one, range(200)))
-        stop.set()
+        try:
+            found = list(pool.map(one, range(200)))
+        finally:
+            stop.set()
         assert [call.exception() for call in calls[6:8]] == [None, None]
     assert found == expected * 20
     assert complete(client, ask("What is 3?", 3)).choices[0].message.content == expected[3]

@@ -43,8 +43,8 @@ def answers_of(arguments):
         return [json.loads(line) for line in file]
 
 
-def test_every_question_has_its_row_in_order_with_what_was_wrong(questions, composed):
-    answer_file(open_run(questions), Assistant(*composed))
+def test_every_question_has_its_row_in_order_with_what_was_wrong(questions, parts):
+    answer_file(open_run(questions), Assistant(*parts))
     rows = answers_of(questions)
     assert [row["index"] for row in rows] == [*range(8)]
     assert [row["id"] for row in rows] == ["0", "1", "2", None, "3", "4", "5", "6"]
@@ -53,11 +53,11 @@ def test_every_question_has_its_row_in_order_with_what_was_wrong(questions, comp
     assert all(len(row["alignment_weights"]) == 7 for row in rows if "answer" in row)
 
 
-def test_answers_are_the_same_one_by_one(questions, composed, tmp_path):
-    answer_file(open_run(questions), Assistant(*composed))
+def test_answers_are_the_same_one_by_one(questions, parts, tmp_path):
+    answer_file(open_run(questions), Assistant(*parts))
     batched = answers_of(questions)
     questions.output_file, questions.batch_size = str(tmp_path / "single.jsonl"), 1
-    answer_file(open_run(questions), Assistant(*composed))
+    answer_file(open_run(questions), Assistant(*parts))
     for one, other in zip(batched, answers_of(questions), strict=True):
         weights = [torch.tensor(row.pop("alignment_weights", [])) for row in (one, other)]
         assert one == other
@@ -65,8 +65,8 @@ def test_answers_are_the_same_one_by_one(questions, composed, tmp_path):
 
 
 @pytest.mark.parametrize("bytes_lost", [0, 1, 30])
-def test_a_run_that_was_cut_off_goes_on_where_it_was(bytes_lost, questions, composed, monkeypatch):
-    assistant, asked = Assistant(*composed), []
+def test_a_run_that_was_cut_off_goes_on_where_it_was(bytes_lost, questions, parts, monkeypatch):
+    assistant, asked = Assistant(*parts), []
     answer_file(open_run(questions), assistant)
     whole = answers_of(questions)
     os.unlink(questions.output_file)
@@ -83,7 +83,7 @@ def test_a_run_that_was_cut_off_goes_on_where_it_was(bytes_lost, questions, comp
     assert len(asked) < 7
 
 
-def test_an_unfinished_output_of_other_settings_is_not_gone_on_with(questions, composed):
+def test_an_unfinished_output_of_other_settings_is_not_gone_on_with(questions, parts):
     run = open_run(questions)
     run.unfinished.write_text(json.dumps(run.settings) + "\n")
     questions.level = "best"
@@ -97,17 +97,17 @@ def test_an_output_that_is_there_is_not_overwritten(questions, tmp_path):
         open_run(questions)
 
 
-def test_levels_of_the_records_are_asked_for_when_told(questions, composed, tmp_path, caplog):
+def test_levels_of_the_records_are_asked_for_when_told(questions, parts, tmp_path, caplog):
     rows = [
         {"id": n, "image": "0.png", "question": "a?", "alignment_level": level} for n, level in enumerate([0, 7, 8])
     ]
     (tmp_path / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     caplog.set_level("INFO", logger="aligngpt")
-    answer_file(open_run(questions), Assistant(*composed))
+    answer_file(open_run(questions), Assistant(*parts))
     assert {row["level"] for row in answers_of(questions)} == {"auto"}
     assert "3 records have an alignment level, which --level data would ask for" in caplog.text
     questions.output_file, questions.level = str(tmp_path / "levels.jsonl"), "data"
-    answer_file(open_run(questions), Assistant(*composed))
+    answer_file(open_run(questions), Assistant(*parts))
     rows = answers_of(questions)
     assert [row.get("level") for row in rows] == [0, 7, None] and "alignment_weights" not in rows[0]
     assert rows[2]["fault"] == "level_out_of_range" and "0..7" in rows[2]["message"]

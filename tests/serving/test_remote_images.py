@@ -164,9 +164,13 @@ def test_a_redirect_is_followed_and_one_to_the_inside_is_not(monkeypatch, web):
 
 
 def test_what_is_too_large_too_slow_or_no_picture_is_refused(web):
-    address, _ = web
+    address, asked = web
     inside = ImageSource("all", max_bytes=50_000, timeout=1)
     assert inside.open(f"{address}/picture").size == (20, 12)
+    assert (
+        inside.open(f"{address}/Stra\u00dfe.png?q=\u00e9").size == (20, 12)
+        and asked[-1] == "/Stra%C3%9Fe.png?q=%C3%A9"
+    )
     for path, told in (
         ("endless", "more than 50000 bytes"),
         ("slow", "within 1 seconds"),

@@ -308,8 +308,8 @@ def test_a_request_that_breaks_the_model_does_not_break_the_others(stream, serve
 
     with serve() as client, ThreadPoolExecutor(6) as pool:
         calls = [pool.submit(one, client, number) for number in range(6)]
-        failed = [number for number, call in enumerate(calls) if call.exception() is not None]
-        assert failed == [3]
+        failed = {number: error for number, call in enumerate(calls) if (error := call.exception()) is not None}
+        assert [*failed] == [3], failed
         assert isinstance(calls[3].exception(), openai.APIError)
         complete(client, ask("What now?"))
 
