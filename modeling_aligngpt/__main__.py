@@ -29,6 +29,8 @@ COMMANDS = {
     "merge": ("aligngpt.training.merge_command:main", "fold a LoRA adapter into the model that it was trained on"),
     "chat": ("aligngpt.serving.chat_command:main", "talk to a model in the terminal, or answer a file of questions"),
     "serve": ("aligngpt.serving.serve_command:main", "a server with the interface of OpenAI"),
+    "page": ("aligngpt.serving.page_command:main", "a page to talk to a model in a browser"),
+    "profile": ("aligngpt.serving.profile_command:main", "what the gate chooses, by groups of questions"),
     "inspect": ("aligngpt.training.inspect_command:main", "show what a row of training data becomes, token by token"),
     "card": ("aligngpt.training.card_command:main", "write the model card of a training run's output anew"),
 }

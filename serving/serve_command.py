@@ -9,17 +9,16 @@ A level is asked for by chat_template_kwargs: {"alignment_level": 7}; /v1/alignm
 The key that clients need is --api_key, or better the variable ALIGNGPT_API_KEY, which no list of processes shows.
 """
 
-import ipaddress
 import json
 import logging
 import os
-import socket
 from dataclasses import dataclass, field
 
 from aligngpt.processing.command_line import parse_command
 from aligngpt.processing.command_output import Mistakes
 
 from .arguments import ModelArguments, Sampling, read_level
+from .listening import address_of, bind, is_loopback
 from .loading import load_model
 
 
@@ -67,41 +66,6 @@ def find_problems(args: ServeArguments) -> list[str]:
     if args.api_key == "":
         problems.append("--api_key is empty: leave it out, or give one.")
     return problems
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """
-    A socket to listen on, before anything slow; 0 is any free port.
-
-    Raises:
-        Mistakes: if the address is not this machine's, or the port is taken.
-    """
-    listening = None
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listening = socket.socket(family, kind, protocol)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(address)
-    except OSError as error:
-        if listening is not None:
-            listening.close()
-        reason = getattr(error, "strerror", None) or error
-        raise Mistakes([f"--host {host} --port {port}: the server cannot listen there: {reason}."]) from error
-    return listening
-
-
-def address_of(listening: socket.socket) -> str:
-    """Where a browser or client on this machine finds what listens."""
-    host, port = listening.getsockname()[:2]
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def main(arguments: list[str]) -> None:

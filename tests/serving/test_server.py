@@ -14,7 +14,8 @@ import torch
 from aligngpt.processing.command_output import Mistakes
 from aligngpt.serving.answering import Assistant
 from aligngpt.serving.arguments import Sampling
-from aligngpt.serving.serve_command import ServeArguments, address_of, bind, find_problems, is_loopback
+from aligngpt.serving.listening import address_of, bind, is_loopback
+from aligngpt.serving.serve_command import ServeArguments, find_problems
 
 
 @pytest.fixture(scope="module")

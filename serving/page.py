@@ -1,0 +1,209 @@
+"""A page to talk to a model in a browser: pictures, questions, levels, and what the gate chose as bars."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from threading import Lock
+from typing import Any
+
+import gradio as gr
+
+from aligngpt.processing.image_conversion_aligngpt import ImageError, load_rgb_image
+from aligngpt.processing.image_loading_aligngpt import read_image_file
+
+from .answering import Assistant
+from .arguments import Sampling, read_level
+
+
+AUTO = "auto: the gate chooses"
+NOT_ANSWERED = "This could not be asked, and is no part of the conversation"
+STYLE = """
+.aligngpt-bars { display: grid; grid-template-columns: max-content 1fr max-content; gap: 6px 10px; }
+.aligngpt-bars { align-items: center; margin-bottom: 12px; }
+.aligngpt-bars .track { background: var(--background-fill-secondary); border-radius: 4px; height: 14px; }
+.aligngpt-bars .bar { background: var(--color-accent); border-radius: 4px; height: 100%; transition: width 0.4s; }
+.aligngpt-bars .weight { font-variant-numeric: tabular-nums; }
+.message img { min-width: 160px; }
+"""
+
+
+def draw_bars(weights: Sequence[float], best: int) -> str:
+    """The gate's weights of the levels below the best as bars of a page."""
+    rows = "".join(
+        f"<span>level {level}{' (worst)' if level == 0 else ''}</span>"
+        f'<div class="track"><div class="bar" style="width: {100 * weight:.1f}%"></div></div>'
+        f'<span class="weight">{weight:.3f}</span>'
+        for level, weight in enumerate(weights)
+    )
+    note = f"The vector of level {best}, the best, is always there; the gate adds the others by these weights."
+    return f'<div class="aligngpt-bars">{rows}</div><p>{note}</p>'
+
+
+class Page:
+    """
+    Answers what the page sends. Conversations are the browser's; one question is answered at a time.
+
+    Args:
+        assistant ([`Assistant`]): who answers.
+        system (`str`, *optional*): system message of every conversation.
+    """
+
+    def __init__(self, assistant: Assistant, system: str | None = None):
+        self.assistant, self.system = assistant, system
+        self._one_at_a_time = Lock()
+
+    def answer(
+        self, message: dict[str, Any], history: list[dict[str, Any]], level: str, length: float, temperature: float
+    ) -> Iterator[tuple[str | gr.ChatMessage, Any]]:
+        """
+        The answer so far and the bars, again and again, or why there is none; as gradio's `ChatInterface` calls it.
+        """
+        try:
+            pictures = [self._open(file) for file in message.get("files") or []]
+            if not (text := (message.get("text") or "").strip()):
+                raise ValueError("Ask something about the picture.")
+            chat = [*self._read(history), {"role": "user", "content": [*pictures, {"type": "text", "text": text}]}]
+            inputs = self.assistant.prepare([chat], None if level == AUTO else read_level(level.partition(" ")[0]))
+        except (ValueError, OSError) as error:
+            yield gr.ChatMessage(str(error), metadata={"title": NOT_ANSWERED}), gr.skip()
+            return
+        with self._one_at_a_time:
+            bars, answer = self._bars(inputs), ""
+            yield answer, bars
+            for piece in self.assistant.stream(inputs, Sampling(int(length), temperature)):
+                answer += piece
+                yield answer, bars
+
+    def _bars(self, inputs: Any) -> str:
+        weights = self.assistant.weights(inputs)[0].tolist()
+        if any(weights):
+            return draw_bars(weights, self.assistant.model.config.num_alignment_levels - 1)
+        if self.assistant.processor.image_token_id not in inputs["input_ids"]:
+            return "<p>No picture: there is nothing to choose for.</p>"
+        if "alignment_levels" in inputs and (inputs["alignment_levels"] >= 0).any():
+            return f"<p>Level {int(inputs['alignment_levels'][0])} was asked for: the gate did not run.</p>"
+        return "<p>This model has no gate that chooses.</p>"
+
+    def _open(self, file: str | dict[str, Any]) -> dict[str, Any]:
+        path = file if isinstance(file, str) else file["path"]
+        try:
+            return {"type": "image", "image": load_rgb_image(read_image_file(path))[0]}
+        except ImageError as error:
+            raise ValueError(f"{os.path.basename(path)} cannot be used as a picture: {error}") from error
+
+    def _read(self, history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """
+        gradio's messages as the processor's; those in a row of one role, as it has for each file, as one. A question
+        that could not be asked goes, with the reason: its pictures may be none.
+        """
+        asked: list[dict[str, Any]] = []
+        for message in history:
+            if (message.get("metadata") or {}).get("title") != NOT_ANSWERED:
+                asked.append(message)
+                continue
+            while asked and asked[-1]["role"] == "user":
+                asked.pop()
+        chat: list[dict[str, Any]] = []
+        if self.system is not None:
+            chat.append({"role": "system", "content": [{"type": "text", "text": self.system}]})
+        for message in asked:
+            parts = message["content"]
+            read = [self._read_part(part) for part in ([parts] if isinstance(parts, str | dict | tuple) else parts)]
+            if chat and chat[-1]["role"] == message["role"]:
+                chat[-1]["content"] += read
+            else:
+                chat.append({"role": message["role"], "content": read})
+        return chat
+
+    def _read_part(self, part: Any) -> dict[str, Any]:
+        if isinstance(part, str):
+            return {"type": "text", "text": part}
+        if isinstance(part, tuple):
+            return self._open(part[0])
+        return self._open(part["file"]) if part.get("type") == "file" else {"type": "text", "text": part["text"]}
+
+
+def on_gpu(answer: Callable[..., Any]) -> Callable[..., Any]:
+    """The function with a GPU for as long as it answers, on a Space of Hugging Face's ZeroGPU."""
+    try:
+        import spaces
+    except ImportError:
+        return answer
+    decorated: Callable[..., Any] = spaces.GPU(answer)
+    return decorated
+
+
+def build_page(
+    assistant: Assistant,
+    title: str,
+    system: str | None = None,
+    level: str = "auto",
+    sampling: Sampling | None = None,
+    examples: Sequence[tuple[str, str]] = (),
+) -> gr.Blocks:
+    """
+    The page, to be launched with `css=STYLE`, or put into another application by `gr.mount_gradio_app`.
+
+    Args:
+        assistant ([`Assistant`]): who answers.
+        title (`str`): above the page.
+        system (`str`, *optional*): system message of every conversation.
+        level (`str`): what the page begins with: a number, `"worst"`, `"best"` or `"auto"`.
+        sampling ([`Sampling`], *optional*): what the page begins with.
+        examples: pictures' paths with questions, to click on.
+
+    Raises:
+        ValueError: if the level is not one of the model's.
+    """
+    sampling = Sampling() if sampling is None else sampling
+    best = assistant.model.config.num_alignment_levels - 1
+    names = [f"{n}{' (worst)' if n == 0 else ' (best)' if n == best else ''}" for n in range(best + 1)]
+    chosen = assistant.processor.read_alignment_level(read_level(level))
+    with gr.Blocks(title=title, fill_width=True) as blocks, gr.Row(equal_height=False):
+        with gr.Column(scale=2, min_width=280, render=False) as side:
+            shown = gr.Dropdown(
+                [AUTO, *names],
+                value=AUTO if chosen < 0 else names[chosen],
+                label="Alignment level",
+                info="How well the model is to take picture and words to fit each other.",
+            )
+            gr.Markdown("### What the gate chose")
+            bars = gr.HTML("<p>Ask something about a picture.</p>", elem_id="gate")
+            with gr.Accordion("How it answers", open=False):
+                most = max(sampling.max_new_tokens, 512)
+                length = gr.Slider(1, most, sampling.max_new_tokens, step=1, label="Tokens at most")
+                temperature = gr.Slider(0, 2, sampling.temperature, step=0.1, label="Temperature (0: the likeliest)")
+        with gr.Column(scale=5, min_width=320):
+            gr.ChatInterface(
+                on_gpu(Page(assistant, system).answer),
+                multimodal=True,
+                title=title,
+                chatbot=gr.Chatbot(height="70vh", show_label=False, buttons=["copy"]),
+                textbox=gr.MultimodalTextbox(
+                    file_types=["image"],
+                    file_count="multiple",
+                    placeholder="Add a picture, and ask about it",
+                    autofocus=True,
+                ),
+                additional_inputs=[shown, length, temperature],
+                additional_outputs=[bars],
+                examples=[[{"text": text, "files": [path]}] for path, text in examples] or None,
+                cache_examples=False,
+                concurrency_limit=None,
+                api_name="answer",
+            )
+        side.render()
+    return blocks
+
+
+def check_examples(paths: Sequence[str]) -> None:
+    """
+    Whether pictures can be used.
+
+    Raises:
+        ValueError: with the name of the first that cannot.
+    """
+    for path in paths:
+        try:
+            load_rgb_image(read_image_file(path))
+        except ImageError as error:
+            raise ValueError(f"--example {path}: {error}") from error
