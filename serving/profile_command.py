@@ -3,9 +3,9 @@
 
     aligngpt profile demo_output/stage2 --data questions.jsonl --image_folder images --by type --output_dir profile
 
-Questions are records of any form that `aligngpt chat --input` takes; `--by` names their field that groups them. Written
-are `profile.json`, with mean and standard deviation of each level's weight in each group, `weights.jsonl`, with the
-weights of each question, and `profile.png`, where matplotlib is installed.
+Questions are records of any form that `aligngpt chat --input` takes; `--by` names their field that groups them.
+Written are `profile.json`, with mean and standard deviation of each level's weight in each group, `weights.jsonl`,
+with the weights of each question, and `profile.png`, where matplotlib is installed.
 """
 
 import json
@@ -37,7 +37,7 @@ NO_GROUP = "(none)"
 class ProfileArguments(ModelArguments):
     """Which model, which questions."""
 
-    data: str = field(default="", metadata={"help": "The questions."})
+    data: str | None = field(default=None, metadata={"help": "The questions."})
     output_dir: str = field(default="profile", metadata={"help": "Folder to write to."})
     image_folder: str | None = field(default=None, metadata={"help": "Where paths of images start."})
     by: str | None = field(default=None, metadata={"help": "Field of the records that groups them, such as type."})
@@ -49,7 +49,7 @@ def main(arguments: list[str]) -> None:
     """The command `aligngpt profile`."""
     args = parse_command(ProfileArguments, arguments, "profile", __doc__, first="model", new_output=True)
     problems = args.find_problems()
-    if not args.data:
+    if args.data is None:
         problems.append("--data must be given (aligngpt profile --help tells all options)")
     if args.batch_size < 1:
         problems.append(f"--batch_size {args.batch_size}: one question at a time is the least.")
@@ -87,6 +87,7 @@ def read_weights(assistant: "Assistant", args: ProfileArguments) -> tuple[list[d
     from .answering import PromptTooLongError
     from .conversations import read_question, to_conversation
 
+    assert args.data is not None
     rows: list[dict[str, Any]] = []
     faults: Counter[str] = Counter()
     records = ((shard.name, record) for shard in open_corpus(args.data) for record in shard.read(0))

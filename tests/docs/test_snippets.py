@@ -6,7 +6,9 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,6 +33,8 @@ SUBSTITUTIONS = {
     "--config sft_7b_qlora_24gb": "--config sft_tiny_cpu --use_peft true --max_steps 2",
     "--config sft_7b --model": "--config sft_tiny_cpu --model",
 }
+# What goes on until it is ended, and what it says when it is ready
+SERVERS = {"aligngpt serve": "Serving ", "aligngpt page demo_output": "The page is at "}
 # What is not run here, by its first line, and why
 SKIPPED = {
     "make demo": "tests/examples/test_demo.py runs all its steps, and the whole takes minutes",
@@ -93,7 +97,7 @@ def world(tmp_path, checkpoint, make_image):
 
 
 @pytest.fixture
-def hub(tmp_path, clip_scorer, text_folder, model, processor):  # noqa: F811
+def hub(tmp_path, clip_scorer, text_folder, checkpoint, model, processor):  # noqa: F811
     """A Hub that has tiny models under the names of large ones; what a snippet pushes goes there too."""
     llava, llava_processor = export_llava(model, processor)
     for part in (llava, llava_processor):
@@ -102,6 +106,7 @@ def hub(tmp_path, clip_scorer, text_folder, model, processor):  # noqa: F811
         "openai/clip-vit-large-patch14-336": str(clip_scorer),
         "lmsys/vicuna-7b-v1.5": str(text_folder),
         "llava-hf/llava-1.5-7b-hf": str(tmp_path / "llava"),
+        "you/aligngpt-demo": str(checkpoint),
     }
     with LoopbackHub() as hub:
         for account in ("you", *(repository.split("/")[0] for repository in repositories)):
@@ -119,9 +124,30 @@ def test_the_snippets_of_a_page_run_one_after_the_other(page, world, hub, source
     shutil.copytree(source, world / "authors" / "AlignGPT-7b")
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     environment = {**hub, "PATH": path, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    with ExitStack() as servers:
+        run_blocks(page, world, environment, servers)
+
+
+def start(text: str, ready: str, folder: Path, environment: dict[str, str], servers: ExitStack) -> None:
+    """Starts a server, to be ended with the stack, and waits until it is ready."""
+    log = folder / "server.log"
+    with open(log, "w") as file:
+        command = ["bash", "-euc", f"exec {text}"]
+        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=file, stderr=file)
+    servers.callback(process.wait)
+    servers.callback(process.terminate)
+    while ready not in log.read_text():
+        assert process.poll() is None, log.read_text()
+        time.sleep(0.1)
+
+
+def run_blocks(page: Path, world: Path, environment: dict[str, str], servers: ExitStack) -> None:
     program = ""
     for block in read_blocks(page):
         if block.first_line in SKIPPED:
+            continue
+        if server := next((name for name in SERVERS if block.text.startswith(name)), None):
+            start(block.text, SERVERS[server], world, environment, servers)
             continue
         if block.language == "python":
             program += block.text + "\n"
