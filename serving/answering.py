@@ -1,7 +1,8 @@
 """One model and its processor, asked: inputs of conversations, answers whole or piece by piece, the gate's weights."""
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
-from threading import Event, Thread
+from threading import Event, Lock, Thread
 from typing import Any
 
 import torch
@@ -43,6 +44,9 @@ class Assistant:
     def __init__(self, model: AlignGPTForConditionalGeneration, processor: AlignGPTProcessor):
         self.model, self.processor = model, processor
         self.eos_token_ids = find_eos_token_ids(model, processor)
+        # A tokenizer that one thread sets padding of fails in another that reads with it at the same time
+        self._preparing = Lock()
+        self._decoding = copy.deepcopy(processor.tokenizer)
 
     @property
     def context_length(self) -> int:
@@ -64,16 +68,18 @@ class Assistant:
             ValueError: what the processor refuses.
             PromptTooLongError: if a conversation fills the context.
         """
-        inputs = self.processor.apply_chat_template(
-            conversations,
-            alignment_level=levels,
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            processor_kwargs={"padding": True, "padding_side": "left"},
-            **template_arguments,
-        ).to(self.model.device, self.model.dtype)
+        with self._preparing:
+            inputs = self.processor.apply_chat_template(
+                conversations,
+                alignment_level=levels,
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=True,
+                return_tensors="pt",
+                processor_kwargs={"padding": True, "padding_side": "left"},
+                **template_arguments,
+            )
+        inputs = inputs.to(self.model.device, self.model.dtype)
         if (length := inputs["input_ids"].shape[1]) >= self.context_length:
             raise PromptTooLongError(
                 f"The conversation has {length} tokens, its pictures' included; the model's context of "
@@ -101,8 +107,12 @@ class Assistant:
     def read_answer(self, token_ids: list[int]) -> tuple[str, str]:
         """The text of generated ids, up to the end of the turn, and why it ended."""
         end = next((n for n, token_id in enumerate(token_ids) if token_id in self.eos_token_ids), None)
-        text = self.processor.decode(token_ids[:end], skip_special_tokens=True).strip()
-        return text, "length" if end is None else "stop"
+        return self.decode(token_ids[:end]).strip(), "length" if end is None else "stop"
+
+    def decode(self, token_ids: list[int]) -> str:
+        """The text of generated ids; from any thread."""
+        text: str = self._decoding.decode(token_ids, skip_special_tokens=True)
+        return text
 
     def stream(self, inputs: BatchFeature, sampling: Sampling, stop: Event | None = None) -> Iterator[str]:
         """
@@ -112,7 +122,7 @@ class Assistant:
             Exception: what `generate` raised, in the caller's thread.
         """
         stop = Event() if stop is None else stop
-        streamer = TextIteratorStreamer(self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        streamer = TextIteratorStreamer(self._decoding, skip_prompt=True, skip_special_tokens=True)
         failures: list[Exception] = []
 
         def run() -> None:

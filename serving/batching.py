@@ -81,7 +81,7 @@ class Row:
     def _read(self) -> None:
         """The whole anew: a later byte can change what earlier ones mean, where transformers' own decoder raises."""
         # Some tokenizers begin every text with a space
-        self.text = self.assistant.processor.decode(self.token_ids, skip_special_tokens=True).lstrip()
+        self.text = self.assistant.decode(self.token_ids).lstrip()
 
     def _hand_on(self) -> bool:
         """Hands text on, but for half characters and what may be the begin of a stop text; whether one is there."""

@@ -21,7 +21,12 @@ def terminal(checkpoint, tmp_path):
     started = []
 
     def start(*arguments):
-        environment = {"HF_HUB_OFFLINE": "1", "XDG_STATE_HOME": str(tmp_path), "TERM": "xterm", "HOME": str(tmp_path)}
+        environment = {
+            "HF_HUB_OFFLINE": "1",
+            "XDG_STATE_HOME": str(tmp_path / "state"),
+            "TERM": "xterm",
+            "HOME": str(tmp_path),
+        }
         command = ["-m", "aligngpt", "chat", str(checkpoint), "--max_new_tokens", "8", *map(str, arguments)]
         process = pexpect.spawn(
             sys.executable,
