@@ -131,6 +131,7 @@ def test_arguments_that_do_not_go_together_are_told(options, told):
     assert told in problem
 
 
+@pytest.mark.slow
 def test_a_killed_command_loses_and_repeats_nothing(checkpoint, make_image, tmp_path):
     make_image(1).save(tmp_path / "0.png")
     rows = [{"question_id": n, "image": "0.png", "text": f"What is {n}?"} for n in range(120)]

@@ -8,6 +8,9 @@ import pexpect
 import pytest
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def picture(tmp_path_factory, make_image):
     path = tmp_path_factory.mktemp("pictures") / "my photo.png"
