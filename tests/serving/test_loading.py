@@ -38,7 +38,7 @@ def test_only_the_language_model_is_in_4_bits(checkpoint, make_image):
     inputs = Assistant(model, processor).prepare([[{"role": "user", "content": parts}]])
     with torch.inference_mode():
         found, whole = model(**inputs).logits, load(checkpoint)[0](**inputs).logits
-    assert 0 < (found - whole).norm() / whole.norm() < 0.5
+    assert 0.4 < torch.cosine_similarity(found.flatten(), whole.flatten(), dim=0) < 0.999  # random weights, wide ones
 
 
 def test_the_folder_of_an_adapter_is_its_base_with_the_adapter(checkpoint, parts, model, tmp_path, make_image):
