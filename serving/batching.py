@@ -158,6 +158,8 @@ class BatchManager(BaseGenerateManager):
             BusyError: if too many wait.
         """
         with self._arrived:
+            if len(self._waiting) >= self.max_waiting:  # those whose clients are gone make room
+                self._waiting = deque(waiting for waiting in self._waiting if not waiting.cancelled.is_set())
             if len(self._waiting) >= self.max_waiting:
                 raise BusyError(f"{self.max_waiting} requests wait already: try again later.")
             self._waiting.append(row)
