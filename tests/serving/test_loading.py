@@ -28,9 +28,10 @@ def test_a_processor_that_was_saved_without_n_learns_it_from_the_model(checkpoin
     assert load(tmp_path)[1].num_alignment_levels == 8
 
 
-def test_only_the_language_model_is_in_4_bits(checkpoint, make_image):
-    model, processor = load(checkpoint, load_in_4bit=True, dtype="float32")
-    quantised = {name: module for name, module in model.named_modules() if type(module).__name__ == "Linear4bit"}
+@pytest.mark.parametrize(("option", "kind"), [("load_in_4bit", "Linear4bit"), ("load_in_8bit", "Linear8bitLt")])
+def test_only_the_language_model_is_in_few_bits(option, kind, checkpoint, make_image):
+    model, processor = load(checkpoint, dtype="float32", **{option: True})
+    quantised = {name: module for name, module in model.named_modules() if type(module).__name__ == kind}
     for module in quantised.values():  # its kernels for some CPUs need wider weights than ours
         module.support_avx512bf16_for_cpu = False
     assert quantised and all(name.startswith("model.language_model.layers.") for name in quantised)
