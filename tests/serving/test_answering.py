@@ -5,6 +5,7 @@ from threading import Event
 import pytest
 import torch
 
+from aligngpt.processing.chat_templates import load_chat_template
 from aligngpt.processing.corpus.faults import Fault
 from aligngpt.serving.answering import Assistant, PromptTooLongError
 from aligngpt.serving.arguments import Sampling
@@ -92,6 +93,17 @@ def test_the_end_of_turn_of_the_template_ends_answers_also_where_the_checkpoint_
         assert Assistant(model, processor).eos_token_ids == [processor.tokenizer.eos_token_id]
     finally:
         model.generation_config.eos_token_id = found
+
+
+@pytest.mark.parametrize(
+    ("name", "end"),
+    [("chatml", "<|im_end|>"), ("llama3", "<|eot_id|>"), ("gemma", "<end_of_turn>"), ("phi3", "<|end|>")],
+)
+def test_the_ends_of_turn_of_the_packaged_templates_are_found(name, end, parts, processor):
+    processor.tokenizer.add_special_tokens({"additional_special_tokens": [end]})
+    processor.chat_template = load_chat_template(name)
+    found = Assistant(parts[0], processor).eos_token_ids
+    assert found == [processor.tokenizer.eos_token_id, processor.tokenizer.convert_tokens_to_ids(end)]
 
 
 def test_the_seed_makes_sampled_answers_the_same(assistant, make_image):

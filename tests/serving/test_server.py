@@ -14,6 +14,7 @@ import torch
 from aligngpt.processing.command_output import Mistakes
 from aligngpt.serving.answering import Assistant
 from aligngpt.serving.arguments import Sampling
+from aligngpt.serving.batching import Row
 from aligngpt.serving.listening import address_of, bind, is_loopback
 from aligngpt.serving.serve_command import ServeArguments, find_problems
 
@@ -279,6 +280,23 @@ def test_a_client_that_goes_away_leaves_room_for_the_others(serve, ask, monkeypa
         go_on.set()
         assert first.result() and third.result(), "not told to come again"
     assert len(asked) == 2, "the one that nobody waits for was not answered"
+
+
+@pytest.mark.parametrize("interface", ["chat", "responses"])
+def test_a_stream_that_nobody_reads_any_more_is_not_gone_on_with(interface, serve, ask, monkeypatch):
+    ended = []
+    end = Row.end
+    monkeypatch.setattr(Row, "end", lambda self, *args: (ended.append(self.total_tokens), end(self, *args))[1])
+    with serve(sampling=Sampling(max_new_tokens=450)) as client:
+        if interface == "chat":
+            stream = complete(client, ask("What is this?", 1), stream=True)
+        else:
+            stream = client.responses.create(model="tiny", input="What is this?", stream=True)
+        for _ in range(6):
+            next(iter(stream))
+        stream.close()
+        complete(client, ask("What?"), max_tokens=1)
+    assert ended[0] < 400
 
 
 def test_who_comes_when_too_many_wait_is_told_to_come_again(serve, ask, monkeypatch):
