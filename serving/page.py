@@ -2,27 +2,32 @@
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import replace
 from threading import Lock
 from typing import Any
 
 import gradio as gr
+import torch
 
 from aligngpt.processing.image_conversion_aligngpt import ImageError, load_rgb_image
 from aligngpt.processing.image_loading_aligngpt import read_image_file
 
-from .answering import Assistant
+from .answering import Assistant, PromptTooLongError
 from .arguments import Sampling, read_level
 
 
 AUTO = "auto: the gate chooses"
 NOT_ANSWERED = "This could not be asked, and is no part of the conversation"
+BEGIN_ANEW = "The bin above the conversation begins a new one."
+MAX_WAITING = 64  # questions
 STYLE = """
 .aligngpt-bars { display: grid; grid-template-columns: max-content 1fr max-content; gap: 6px 10px; }
 .aligngpt-bars { align-items: center; margin-bottom: 12px; }
-.aligngpt-bars .track { background: var(--background-fill-secondary); border-radius: 4px; height: 14px; }
+.aligngpt-bars .track { background: var(--border-color-primary); border-radius: 4px; height: 14px; }
 .aligngpt-bars .bar { background: var(--color-accent); border-radius: 4px; height: 100%; transition: width 0.4s; }
 .aligngpt-bars .weight { font-variant-numeric: tabular-nums; }
-.message img { min-width: 160px; }
+.message img { min-width: 160px; object-fit: contain !important; }
 """
 
 
@@ -45,10 +50,12 @@ class Page:
     Args:
         assistant ([`Assistant`]): who answers.
         system (`str`, *optional*): system message of every conversation.
+        sampling ([`Sampling`], *optional*): what the page does not ask for itself: `top_p` and `seed`.
     """
 
-    def __init__(self, assistant: Assistant, system: str | None = None):
+    def __init__(self, assistant: Assistant, system: str | None = None, sampling: Sampling | None = None):
         self.assistant, self.system = assistant, system
+        self.sampling = Sampling() if sampling is None else sampling
         self._one_at_a_time = Lock()
 
     def answer(
@@ -64,14 +71,22 @@ class Page:
             chat = [*self._read(history), {"role": "user", "content": [*pictures, {"type": "text", "text": text}]}]
             inputs = self.assistant.prepare([chat], None if level == AUTO else read_level(level.partition(" ")[0]))
         except (ValueError, OSError) as error:
-            yield gr.ChatMessage(str(error), metadata={"title": NOT_ANSWERED}), gr.skip()
+            yield _refuse(f"{error} {BEGIN_ANEW}" if isinstance(error, PromptTooLongError) else str(error))
             return
+        sampling = replace(self.sampling, max_new_tokens=int(length), temperature=temperature)
+        try:
+            yield from self._answer(inputs, sampling)
+        except torch.OutOfMemoryError:
+            yield _refuse(f"The GPU's memory does not hold this conversation. {BEGIN_ANEW}")
+
+    def _answer(self, inputs: Any, sampling: Sampling) -> Iterator[tuple[str, str]]:
         with self._one_at_a_time:
             bars, answer = self._bars(inputs), ""
             yield answer, bars
-            for piece in self.assistant.stream(inputs, Sampling(int(length), temperature)):
-                answer += piece
-                yield answer, bars
+            with closing(self.assistant.stream(inputs, sampling)) as pieces:  # whoever stops it frees the model
+                for piece in pieces:
+                    answer += piece
+                    yield answer, bars
 
     def _bars(self, inputs: Any) -> str:
         weights = self.assistant.weights(inputs)[0].tolist()
@@ -119,15 +134,25 @@ class Page:
             return {"type": "text", "text": part}
         if isinstance(part, tuple):
             return self._open(part[0])
-        return self._open(part["file"]) if part.get("type") == "file" else {"type": "text", "text": part["text"]}
+        # The page has {"type": "file", "file": {"path": ...}}, clients of its interface {"path": ...}
+        return {"type": "text", "text": part["text"]} if "text" in part else self._open(part.get("file", part))
+
+
+def _refuse(reason: str) -> tuple[gr.ChatMessage, Any]:
+    return gr.ChatMessage(reason, metadata={"title": NOT_ANSWERED}), gr.skip()
+
+
+def is_on_zero_gpu() -> bool:
+    """Whether this is a Space of Hugging Face's ZeroGPU, where a process has a GPU only while it answers."""
+    return bool(os.environ.get("SPACES_ZERO_GPU"))
 
 
 def on_gpu(answer: Callable[..., Any]) -> Callable[..., Any]:
-    """The function with a GPU for as long as it answers, on a Space of Hugging Face's ZeroGPU."""
-    try:
-        import spaces
-    except ImportError:
+    """The function, on ZeroGPU with a GPU for as long as it answers."""
+    if not is_on_zero_gpu():
         return answer
+    import spaces
+
     decorated: Callable[..., Any] = spaces.GPU(answer)
     return decorated
 
@@ -141,7 +166,7 @@ def build_page(
     examples: Sequence[tuple[str, str]] = (),
 ) -> gr.Blocks:
     """
-    The page, to be launched with `css=STYLE`, or put into another application by `gr.mount_gradio_app`.
+    The page, to be shown by [`launch`], or put into another application by `gr.mount_gradio_app` with `css=STYLE`.
 
     Args:
         assistant ([`Assistant`]): who answers.
@@ -174,36 +199,31 @@ def build_page(
                 temperature = gr.Slider(0, 2, sampling.temperature, step=0.1, label="Temperature (0: the likeliest)")
         with gr.Column(scale=5, min_width=320):
             gr.ChatInterface(
-                on_gpu(Page(assistant, system).answer),
+                on_gpu(Page(assistant, system, sampling).answer),
                 multimodal=True,
                 title=title,
-                chatbot=gr.Chatbot(height="70vh", show_label=False, buttons=["copy"]),
+                chatbot=gr.Chatbot(height="calc(100vh - 200px)", min_height=300, show_label=False, buttons=["copy"]),
                 textbox=gr.MultimodalTextbox(
                     file_types=["image"],
                     file_count="multiple",
                     placeholder="Add a picture, and ask about it",
                     autofocus=True,
+                    stop_btn=True,
                 ),
                 additional_inputs=[shown, length, temperature],
                 additional_outputs=[bars],
                 examples=[[{"text": text, "files": [path]}] for path, text in examples] or None,
                 cache_examples=False,
-                concurrency_limit=None,
+                # Who waits, waits in gradio's queue and sees the place in it, instead of holding a thread of the
+                # page. On ZeroGPU every answer has a process and a GPU of its own
+                concurrency_limit=None if is_on_zero_gpu() else 1,
                 api_name="answer",
             )
         side.render()
     return blocks
 
 
-def check_examples(paths: Sequence[str]) -> None:
-    """
-    Whether pictures can be used.
-
-    Raises:
-        ValueError: with the name of the first that cannot.
-    """
-    for path in paths:
-        try:
-            load_rgb_image(read_image_file(path))
-        except ImageError as error:
-            raise ValueError(f"--example {path}: {error}") from error
+def launch(page: gr.Blocks, **options: Any) -> None:
+    """Shows the page until it is stopped; `options` are of gradio's `launch`."""
+    options = {"css": STYLE, "theme": gr.themes.Soft(), "footer_links": [], "max_file_size": "20mb", **options}
+    page.queue(max_size=MAX_WAITING).launch(**options)

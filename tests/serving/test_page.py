@@ -14,8 +14,8 @@ import torch
 import yaml
 
 from aligngpt.serving.answering import Assistant
-from aligngpt.serving.page import NOT_ANSWERED, Page, build_page, check_examples
-from aligngpt.serving.page_command import PageArguments, find_examples, find_problems
+from aligngpt.serving.page import NOT_ANSWERED, Page, build_page
+from aligngpt.serving.page_command import PageArguments, check_examples, find_examples, find_problems
 from aligngpt.serving.space import write_space
 
 
