@@ -27,7 +27,8 @@ STYLE = """
 .aligngpt-bars .track { background: var(--border-color-primary); border-radius: 4px; height: 14px; }
 .aligngpt-bars .bar { background: var(--color-accent); border-radius: 4px; height: 100%; transition: width 0.4s; }
 .aligngpt-bars .weight { font-variant-numeric: tabular-nums; }
-.message img { min-width: 160px; object-fit: contain !important; }
+.message img, img.example-image { min-width: 160px; object-fit: contain !important; }
+.thought-group .content, .thought-group .content .md { color: var(--error-text-color) !important; opacity: 1; }
 """
 
 

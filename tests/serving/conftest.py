@@ -1,4 +1,4 @@
-"""A server on a port of its own, and pictures as clients send them."""
+"""A server on a port of its own, pictures as clients send them, and what the page ends with."""
 
 import base64
 import copy
@@ -95,3 +95,24 @@ def ask(data_url):
         return [{"role": "user", "content": [*pictures, {"type": "text", "text": text}]}]
 
     return messages
+
+
+@pytest.fixture
+def files(tmp_path, make_image):
+    """Three pictures, a file that is none and one that ends too early."""
+    for number in range(3):
+        make_image(number).save(tmp_path / f"{number}.png")
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    (tmp_path / "torn.png").write_bytes((tmp_path / "0.png").read_bytes()[:400])
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def last_of():
+    """A function that gives what the page ends with: the answer, and the bars."""
+
+    def answer(page, text, paths=(), history=(), level="auto: the gate chooses", temperature=0):
+        message = {"text": text, "files": [str(path) for path in paths]}
+        return list(page.answer(message, list(history), level, 8, temperature))[-1]
+
+    return answer
