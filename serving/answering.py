@@ -1,7 +1,7 @@
 """One model and its processor, asked: inputs of conversations, answers whole or piece by piece, the gate's weights."""
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from threading import Event, Lock, Thread
 from typing import Any
 
@@ -114,7 +114,9 @@ class Assistant:
         text: str = self._decoding.decode(token_ids, skip_special_tokens=True)
         return text
 
-    def stream(self, inputs: BatchFeature, sampling: Sampling, stop: Event | None = None) -> Iterator[str]:
+    def stream(
+        self, inputs: BatchFeature, sampling: Sampling, stop: Event | None = None
+    ) -> Generator[str, None, None]:
         """
         The answer to one conversation, piece by piece. Generation ends when the iterator is closed or `stop` is set.
 

@@ -27,7 +27,9 @@ STYLE = """
 .aligngpt-bars .track { background: var(--border-color-primary); border-radius: 4px; height: 14px; }
 .aligngpt-bars .bar { background: var(--color-accent); border-radius: 4px; height: 100%; transition: width 0.4s; }
 .aligngpt-bars .weight { font-variant-numeric: tabular-nums; }
-.message img, img.example-image { min-width: 160px; object-fit: contain !important; }
+.message img { min-width: 160px; object-fit: contain !important; }
+.example-image-container:has(img) { width: 160px; height: 160px; }
+.example-image-container img { width: 100%; height: 100%; object-fit: contain; }
 .thought-group .content, .thought-group .content .md { color: var(--error-text-color) !important; opacity: 1; }
 """
 
@@ -197,7 +199,8 @@ def build_page(
             with gr.Accordion("How it answers", open=False):
                 most = max(sampling.max_new_tokens, 512)
                 length = gr.Slider(1, most, sampling.max_new_tokens, step=1, label="Tokens at most")
-                temperature = gr.Slider(0, 2, sampling.temperature, step=0.1, label="Temperature (0: the likeliest)")
+                info = "0 takes the likeliest token each time."
+                temperature = gr.Slider(0, 2, sampling.temperature, step=0.1, label="Temperature", info=info)
         with gr.Column(scale=5, min_width=320):
             gr.ChatInterface(
                 on_gpu(Page(assistant, system, sampling).answer),
