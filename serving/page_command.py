@@ -12,7 +12,6 @@ space` publishes it. The variable ALIGNGPT_PASSWORD does as --password does, and
 
 import logging
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,7 @@ from aligngpt.processing.command_line import parse_command
 from aligngpt.processing.command_output import Mistakes
 
 from .arguments import ModelArguments, Sampling
+from .examples import check_examples, find_own_example
 from .loading import load_model
 
 
@@ -73,38 +73,8 @@ def given(args: PageArguments) -> dict[str, Any]:
 
 def find_examples(args: PageArguments) -> list[tuple[str, str]]:
     """Pictures to click on, and a question for each: those of `--example`, or the one in the model's repository."""
-    paths = args.example or _find_own_example(args)
+    paths = args.example or find_own_example(args.model, args.revision)
     return [(os.path.abspath(path), "describe the picture.") for path in paths]
-
-
-def _find_own_example(args: PageArguments) -> list[str]:
-    if os.path.isdir(args.model):
-        own = os.path.join(args.model, "example.png")
-        return [own] if os.path.isfile(own) else []
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
-
-    try:
-        return [hf_hub_download(args.model, "example.png", revision=args.revision)]
-    except (EntryNotFoundError, HfHubHTTPError, HFValidationError):  # if all of it is missing, loading it tells
-        return []
-
-
-def check_examples(paths: Sequence[str | os.PathLike]) -> None:
-    """
-    Whether pictures can be used.
-
-    Raises:
-        ValueError: with the name of the first that cannot.
-    """
-    from aligngpt.processing.image_conversion_aligngpt import ImageError, load_rgb_image
-    from aligngpt.processing.image_loading_aligngpt import read_image_file
-
-    for path in paths:
-        try:
-            load_rgb_image(read_image_file(path))
-        except ImageError as error:
-            raise ValueError(f"--example {path}: {error}") from error
 
 
 def load_page(args: PageArguments) -> "gr.Blocks":

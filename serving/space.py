@@ -11,7 +11,7 @@ import yaml
 
 from aligngpt.processing.atomic_output import new_folder
 
-from .page_command import check_examples
+from .examples import check_examples
 
 
 APP = '''"""A page to talk to {model}; `aligngpt page {model}` shows the same on a machine of your own."""

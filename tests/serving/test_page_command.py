@@ -10,7 +10,8 @@ import yaml
 from packaging.specifiers import SpecifierSet
 
 from aligngpt.processing.command_output import Mistakes
-from aligngpt.serving.page_command import PageArguments, check_examples, find_examples, find_problems, given, load_page
+from aligngpt.serving.examples import check_examples
+from aligngpt.serving.page_command import PageArguments, find_examples, find_problems, given, load_page
 from aligngpt.serving.space import write_space
 
 
