@@ -203,9 +203,11 @@ class Terminal:
             self.console.print(f"  /{name} {arguments}".ljust(30) + text, markup=False)
 
     def _try(self, call: Callable[[], None]) -> None:
-        """A mistake is told, and the conversation goes on as it was."""
+        """A mistake is told, and the conversation goes on as it was; so it does if Ctrl-C comes before an answer."""
         try:
             call()
+        except KeyboardInterrupt:
+            self.console.print("(stopped)")
         except (ValueError, OSError) as error:
             self.console.print(str(error), markup=False, style="red", soft_wrap=True)
             if isinstance(error, PromptTooLongError):

@@ -1,11 +1,17 @@
 """`aligngpt chat`, typed into a real terminal."""
 
+import io
 import json
 import os
 import sys
 
 import pexpect
 import pytest
+from rich.console import Console
+
+from aligngpt.serving.answering import Assistant
+from aligngpt.serving.arguments import ChatArguments
+from aligngpt.serving.terminal import Terminal
 
 
 pytestmark = pytest.mark.slow
@@ -108,6 +114,26 @@ def test_ctrl_c_stops_an_answer_and_not_the_chat(terminal):
     process.expect_exact("(stopped)")
     process.expect("> ")
     assert say(process, "/level best") == "Level: best."
+
+
+def test_ctrl_c_before_the_answer_begins_does_not_end_the_chat_either(parts, monkeypatch):
+    shown, lines = io.StringIO(), iter(["What is this?", "/level best"])
+
+    def type_next(prompt):
+        for line in lines:
+            return line
+        raise EOFError
+
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("builtins.input", type_next)
+    assistant = Assistant(*parts)
+    monkeypatch.setattr(assistant, "prepare", interrupt)
+    chat = Terminal(assistant, ChatArguments(model="m"), Console(file=shown, width=200))
+    chat._remember_lines = lambda: None
+    chat.run()
+    assert shown.getvalue().splitlines()[1:3] == ["(stopped)", "Level: best."] and chat.messages == []
 
 
 def test_a_picture_of_the_command_line_and_a_system_message_are_part_of_the_conversation(terminal, picture, tmp_path):
