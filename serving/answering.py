@@ -61,7 +61,8 @@ class Assistant:
 
         Args:
             conversations: messages of typed parts, with pictures under `image`.
-            levels: an alignment level for all, or one for each; None or `"auto"` lets the gate choose.
+            levels: an alignment level for all, or one for each; None or `"auto"` lets the gate choose. The inputs
+                have `alignment_levels` in any case, so that those of several calls fit together.
             template_arguments: variables of the chat template.
 
         Raises:
@@ -71,7 +72,7 @@ class Assistant:
         with self._preparing:
             inputs = self.processor.apply_chat_template(
                 conversations,
-                alignment_level=levels,
+                alignment_level="auto" if levels is None else levels,
                 add_generation_prompt=True,
                 tokenize=True,
                 return_dict=True,

@@ -131,6 +131,34 @@ def test_thirty_two_clients_at_once_get_their_own_answers(client, ask, alone):
     assert found == [alone(f"What is {n}?", *[n] * (n % 3), max_new_tokens=3 + n % 5)[0] for n in numbers]
 
 
+def test_requests_of_one_batch_have_the_level_that_each_asked_for(serve, ask, alone, monkeypatch):
+    levels, sizes, go_on = [None, 0, "best", "auto", 3], [], threading.Event()
+    generate = Assistant.generate
+
+    def wait(self, inputs, *args, **kwargs):
+        sizes.append(len(inputs["input_ids"]))
+        go_on.wait(30)
+        return generate(self, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(Assistant, "generate", wait)
+
+    def one(level):
+        extra = {"chat_template_kwargs": {"alignment_level": level}}
+        return complete(client, ask("What is this?", 1), extra_body=extra).choices[0].message.content
+
+    with serve() as client, ThreadPoolExecutor(6) as pool:
+        first = pool.submit(one, None)
+        while not sizes:
+            time.sleep(0.01)
+        calls = [pool.submit(one, level) for level in levels]
+        time.sleep(1)  # until they wait
+        go_on.set()
+        found = [call.result() for call in [first, *calls]]
+    assert sizes == [1, 5]
+    monkeypatch.undo()
+    assert found == [alone("What is this?", 1, level=level)[0] for level in [None, *levels]]
+
+
 def test_a_seed_makes_sampling_the_same_whoever_else_asks(client, ask):
     def sample(seed):
         return complete(client, ask("What is this?", 1), temperature=2.0, seed=seed).choices[0].message.content
