@@ -1,19 +1,23 @@
 """One model and its processor, asked: inputs of conversations, answers whole or piece by piece, the gate's weights."""
 
 import copy
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import replace
 from threading import Event, Lock, Thread
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import torch
 from transformers import BatchFeature, StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
 from aligngpt import AlignGPTForConditionalGeneration, AlignGPTProcessor
+from aligngpt.processing.corpus.faults import Fault
 
 from .arguments import Sampling
 
 
 Level = int | str | None
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class PromptTooLongError(ValueError):
@@ -88,10 +92,28 @@ class Assistant:
             )
         return inputs
 
+    def fit(self, sampling: Sampling, inputs: Mapping[str, torch.Tensor]) -> Sampling:
+        """The sampling with as many new tokens as the context has room for behind these inputs."""
+        room = self.context_length - inputs["input_ids"].shape[1]
+        return replace(sampling, max_new_tokens=min(sampling.max_new_tokens, room))
+
     def weights(self, inputs: BatchFeature) -> torch.Tensor:
         """The gate's weights (B, N-1), zeros in rows without a picture or with a level that was asked for."""
         with torch.inference_mode():
             return self.model.get_alignment_weights(**inputs).float().cpu()
+
+    def why_no_gate(
+        self, inputs: BatchFeature, weights: torch.Tensor
+    ) -> Literal["no picture", "level", "mode"] | None:
+        """
+        Why the gate chose nothing for one conversation: it has no picture, a level was asked for, or the model's
+        `alignment_mode` has no gate; None if its weights (1, N-1) say that it did.
+        """
+        if weights.any():
+            return None
+        if self.processor.image_token_id not in inputs["input_ids"]:
+            return "no picture"
+        return "level" if (inputs["alignment_levels"] >= 0).any() else "mode"
 
     def answer(self, inputs: BatchFeature, sampling: Sampling) -> list[tuple[str, str]]:
         """Answers (B), and why each ended: `"stop"`, or `"length"` where it was cut off."""
@@ -101,7 +123,14 @@ class Assistant:
 
     def generate(self, inputs: Mapping[str, torch.Tensor], sampling: Sampling, **options: Any) -> torch.Tensor:
         """Ids of prompts and answers (B, length), as the model's `generate`, which takes `options`."""
-        options |= self._options(inputs["input_ids"].shape[1], sampling)
+        if sampling.seed is not None:
+            torch.manual_seed(sampling.seed)
+        options |= {
+            "max_new_tokens": self.fit(sampling, inputs).max_new_tokens,
+            "max_length": None,  # a checkpoint's own would be warned of beside it
+            "eos_token_id": self.eos_token_ids,
+            **sampling.options(),
+        }
         with torch.inference_mode():
             return self.model.generate(**inputs, **options)
 
@@ -152,16 +181,26 @@ class Assistant:
         if failures:
             raise failures[0]
 
-    def _options(self, length: int, sampling: Sampling) -> dict[str, Any]:
-        if sampling.seed is not None:
-            torch.manual_seed(sampling.seed)
-        room = self.context_length - length
-        return {
-            "max_new_tokens": min(sampling.max_new_tokens, room),
-            "max_length": None,  # a checkpoint's own would be warned of beside it
-            "eos_token_id": self.eos_token_ids,
-            **sampling.options(),
-        }
+
+def in_batch(call: Callable[[list[Item]], list[Result]], items: list[Item]) -> list[Result | Fault]:
+    """
+    What a call makes of items together. If it refuses them, of each alone: only what is to blame becomes a fault.
+
+    Args:
+        call: may raise `ValueError`, or run out of the GPU's memory.
+        items: a batch, or none.
+    """
+    if not items:
+        return []
+    try:
+        return list(call(items))
+    except PromptTooLongError as error:
+        fault = Fault("too_long", str(error))
+    except ValueError as error:
+        fault = Fault("template", str(error))
+    except torch.OutOfMemoryError as error:
+        fault = Fault("unexpected", str(error))
+    return [fault] if len(items) == 1 else [found for item in items for found in in_batch(call, [item])]
 
 
 def find_eos_token_ids(model: AlignGPTForConditionalGeneration, processor: AlignGPTProcessor) -> list[int]:

@@ -8,6 +8,7 @@ import json
 import logging
 import threading
 from collections import deque
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -45,10 +46,6 @@ class Row:
         self.loop = asyncio.get_running_loop()
         self.queue: asyncio.Queue[Any] = asyncio.Queue()
         self.cancelled = threading.Event()
-        self.start()
-
-    def start(self) -> None:
-        """From the first token, also for the second time."""
         self.is_done = False
         self.token_ids: list[int] = []
         self.text = ""
@@ -229,7 +226,7 @@ class BatchManager(BaseGenerateManager):
                 row.end()
         if rows := [row for row in batch if not row.is_done]:
             length = max(row.sampling.max_new_tokens for row in rows)
-            sampling = Sampling(**{**vars(rows[0].sampling), "max_new_tokens": length})
+            sampling = replace(rows[0].sampling, max_new_tokens=length)
             ends = _Rows(rows)
             inputs = collate([row.inputs for row in rows], self.assistant.processor.tokenizer.pad_token_id)
             self.assistant.generate(inputs, sampling, streamer=ends, stopping_criteria=StoppingCriteriaList([ends]))

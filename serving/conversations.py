@@ -51,7 +51,7 @@ def read_question(record: Any) -> tuple[Sample, str | None]:
         if len(asked) == 2:
             raise Fault("malformed_record", "The record has both question and text: which of them is asked?")
         name = record.get("question_id") if record.get("id") is None else record["id"]
-        rest = {key: value for key, value in record.items() if key not in (*asked, "caption")}
+        rest = {key: value for key, value in record.items() if key not in asked}
         record = {**rest, "id": name, "messages": [{"role": "user", "content": record[asked[0]]}]}
     sample = read_record(record)
     if isinstance(sample, Fault):

@@ -92,14 +92,16 @@ class Page:
                     yield answer, bars
 
     def _bars(self, inputs: Any) -> str:
-        weights = self.assistant.weights(inputs)[0].tolist()
-        if any(weights):
-            return draw_bars(weights, self.assistant.model.config.num_alignment_levels - 1)
-        if self.assistant.processor.image_token_id not in inputs["input_ids"]:
-            return "<p>No picture: there is nothing to choose for.</p>"
-        if "alignment_levels" in inputs and (inputs["alignment_levels"] >= 0).any():
-            return f"<p>Level {int(inputs['alignment_levels'][0])} was asked for: the gate did not run.</p>"
-        return "<p>This model has no gate that chooses.</p>"
+        weights = self.assistant.weights(inputs)
+        reason = self.assistant.why_no_gate(inputs, weights)
+        if reason is None:
+            return draw_bars(weights[0].tolist(), self.assistant.model.config.num_alignment_levels - 1)
+        told = {
+            "no picture": "No picture: there is nothing to choose for.",
+            "level": f"Level {int(inputs['alignment_levels'][0])} was asked for: the gate did not run.",
+            "mode": "This model has no gate that chooses.",
+        }
+        return f"<p>{told[reason]}</p>"
 
     def _open(self, file: str | dict[str, Any]) -> dict[str, Any]:
         path = file if isinstance(file, str) else file["path"]

@@ -84,17 +84,17 @@ def read_weights(assistant: "Assistant", args: ProfileArguments) -> tuple[list[d
     from aligngpt.processing.corpus.images import open_image
     from aligngpt.processing.corpus.sources import open_corpus
 
-    from .answering import PromptTooLongError
+    from .answering import in_batch
     from .conversations import read_question, to_conversation
 
     assert args.data is not None
     rows: list[dict[str, Any]] = []
     faults: Counter[str] = Counter()
-    records = ((shard.name, record) for shard in open_corpus(args.data) for record in shard.read(0))
+    records = (record for shard in open_corpus(args.data) for record in shard.read(0))
     progress = tqdm(unit="question")
     while batch := list(islice(records, args.batch_size)):
         read = []
-        for _, record in batch:
+        for record in batch:
             try:
                 sample, _ = read_question(record)
                 if not sample.images:
@@ -107,27 +107,18 @@ def read_weights(assistant: "Assistant", args: ProfileArguments) -> tuple[list[d
                 read.append(({"id": sample.id, "group": ALL if args.by is None else group}, conversation))
             except Fault as fault:
                 faults[fault.kind] += 1
-        weighed = _weigh(assistant, [conversation for _, conversation in read])
+        weighed = in_batch(
+            lambda chats: assistant.weights(assistant.prepare(chats)).tolist(),
+            [conversation for _, conversation in read],
+        )
         for (row, _), found in zip(read, weighed, strict=True):
-            if isinstance(found, ValueError):
-                faults["too_long" if isinstance(found, PromptTooLongError) else "template"] += 1
+            if isinstance(found, Fault):
+                faults[found.kind] += 1
             else:
                 rows.append({**row, "alignment_weights": found})
         progress.update(len(batch))
     progress.close()
     return rows, dict(faults)
-
-
-def _weigh(assistant: "Assistant", conversations: list[Any]) -> list[list[float] | ValueError]:
-    """The gate's weights for each conversation, or what is wrong with it."""
-    if not conversations:
-        return []
-    try:
-        return assistant.weights(assistant.prepare(conversations)).tolist()  # type: ignore[no-any-return]
-    except ValueError as error:
-        if len(conversations) == 1:
-            return [error]
-        return [found for one in conversations for found in _weigh(assistant, [one])]
 
 
 def summarise(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -10,7 +10,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
-import torch
 from tqdm import tqdm
 
 from aligngpt.processing.atomic_output import replacing
@@ -19,7 +18,7 @@ from aligngpt.processing.corpus.faults import Fault
 from aligngpt.processing.corpus.images import open_image
 from aligngpt.processing.corpus.sources import Shard, open_corpus
 
-from .answering import Assistant, PromptTooLongError
+from .answering import Assistant, in_batch
 from .arguments import ChatArguments, read_level
 from .conversations import read_question, to_conversation
 
@@ -209,28 +208,19 @@ def _answer(batch: list[tuple[int, Any]], assistant: Assistant, args: ChatArgume
             if type(error) is not ValueError:
                 raise
             row |= {"fault": "level_out_of_range", "message": str(error)}
-    if asked:
-        _ask(asked, assistant, args)
+    answers = in_batch(lambda chats: _ask(chats, assistant, args), [(chat, level) for _, chat, level in asked])
+    for (row, _, _), answer in zip(asked, answers, strict=True):
+        row |= {"fault": answer.kind, "message": str(answer)} if isinstance(answer, Fault) else answer
     return rows
 
 
-def _ask(asked: list[tuple[dict[str, Any], Any, Any]], assistant: Assistant, args: ChatArguments) -> None:
-    """Fills rows in; a batch that fails is asked one by one, so that only the row is left out that is to blame."""
-    rows, conversations, levels = zip(*asked, strict=True)
-    try:
-        inputs = assistant.prepare(list(conversations), list(levels))
-        weights = assistant.weights(inputs).tolist()
-        answers = assistant.answer(inputs, args)
-    except (ValueError, torch.OutOfMemoryError) as error:
-        if len(asked) > 1:
-            for one in asked:
-                _ask([one], assistant, args)
-            return
-        kind = "too_long" if isinstance(error, PromptTooLongError) else "template"
-        kind = "unexpected" if isinstance(error, torch.OutOfMemoryError) else kind
-        rows[0].update({"fault": kind, "message": str(error)})
-        return
-    for row, level, mix, (text, reason) in zip(rows, levels, weights, answers, strict=True):
-        row |= {"answer": text, "finish_reason": reason, "level": "auto" if level == -1 else level}
-        if any(mix):
-            row["alignment_weights"] = [round(weight, 4) for weight in mix]
+def _ask(chats: list[tuple[Any, Any]], assistant: Assistant, args: ChatArguments) -> list[dict[str, Any]]:
+    """What the rows of conversations with their levels say."""
+    conversations, levels = zip(*chats, strict=True)
+    inputs = assistant.prepare(list(conversations), list(levels))
+    weights = assistant.weights(inputs).tolist()
+    found = []
+    for level, mix, (text, reason) in zip(levels, weights, assistant.answer(inputs, args), strict=True):
+        answer = {"answer": text, "finish_reason": reason, "level": "auto" if level == -1 else level}
+        found.append(answer | ({"alignment_weights": [round(weight, 4) for weight in mix]} if any(mix) else {}))
+    return found

@@ -72,8 +72,7 @@ class Reader:
         wishes = read_wishes(body, self.options.sampling, self.options.level, self.options.template_arguments)
         async with self._places:
             inputs = await asyncio.to_thread(self._prepare, messages, wishes)
-        room = self.assistant.context_length - inputs["input_ids"].shape[1]
-        sampling = Sampling(**{**vars(wishes.sampling), "max_new_tokens": min(wishes.sampling.max_new_tokens, room)})
+        sampling = self.assistant.fit(wishes.sampling, inputs)
         return Row(inputs, sampling, wishes.stops, self.assistant, streams=bool(body.get("stream")))
 
     def _prepare(self, messages: Any, wishes: Wishes) -> Any:

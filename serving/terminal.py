@@ -93,10 +93,10 @@ class Terminal:
         """Answers a question about the pictures so far and those that were added for it."""
         content = [{"type": "image", "image": picture, "source": name} for name, picture in self.pictures]
         asked = {"role": "user", "content": [*content, {"type": "text", "text": question}]}
-        if self._answer([*self.messages, asked]):
-            self.pictures = []
+        self._answer([*self.messages, asked])
+        self.pictures = []
 
-    def _answer(self, messages: list[dict[str, Any]]) -> bool:
+    def _answer(self, messages: list[dict[str, Any]]) -> None:
         system = [{"role": "system", "content": [{"type": "text", "text": self.arguments.system}]}]
         conversation = [*(system if self.arguments.system is not None else []), *map(_without_sources, messages)]
         inputs = self.assistant.prepare([conversation], self.level)
@@ -117,7 +117,6 @@ class Terminal:
             {"role": "assistant", "content": [{"type": "text", "text": "".join(pieces).strip()}]},
         ]
         self.inputs = inputs
-        return True
 
     def add_images(self, text: str) -> None:
         """`/image`."""
@@ -153,18 +152,19 @@ class Terminal:
         """`/weights`."""
         if self.inputs is None:
             raise ValueError("Nothing was asked yet.")
-        weights = self.assistant.weights(self.inputs)[0].tolist()
-        if any(weights):
-            best = self.assistant.model.config.num_alignment_levels - 1
+        config, weights = self.assistant.model.config, self.assistant.weights(self.inputs)
+        reason = self.assistant.why_no_gate(self.inputs, weights)
+        if reason is None:
+            best = config.num_alignment_levels - 1
             self.console.print(f"The gate's mix of the levels below {best}, whose vector is always there:")
-            self.console.print(draw_bars(weights), markup=False)
-        elif self.assistant.processor.image_token_id not in self.inputs["input_ids"]:
-            self.console.print("The conversation had no picture: no gate ran.")
-        elif (self.inputs["alignment_levels"] >= 0).any():
-            self.console.print("A level was asked for: the gate did not run.")
-        else:
-            mode = self.assistant.model.config.alignment_mode
-            self.console.print(f"This model has no gate that chooses: its alignment_mode is {mode!r}.")
+            self.console.print(draw_bars(weights[0].tolist()), markup=False)
+            return
+        told = {
+            "no picture": "The conversation had no picture: no gate ran.",
+            "level": "A level was asked for: the gate did not run.",
+            "mode": f"This model has no gate that chooses: its alignment_mode is {config.alignment_mode!r}.",
+        }
+        self.console.print(told[reason])
 
     def regenerate(self, _: str) -> None:
         """`/regenerate`."""
