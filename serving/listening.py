@@ -14,6 +14,11 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def find_port_problems(port: int) -> list[str]:
+    """What is wrong with a port that was asked for."""
+    return [] if 0 <= port <= 65535 else [f"--port {port}: a port is 0 (any that is free) to 65535."]
+
+
 def bind(host: str, port: int) -> socket.socket:
     """
     A socket to listen on, before anything slow; 0 is any free port.

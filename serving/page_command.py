@@ -20,6 +20,7 @@ from aligngpt.processing.command_output import Mistakes
 
 from .arguments import ModelArguments, Sampling
 from .examples import check_examples, find_own_example
+from .listening import address_of, bind, find_port_problems, is_loopback
 from .loading import load_model
 
 
@@ -50,11 +51,9 @@ class PageArguments(Sampling, ModelArguments):
 
 def find_problems(args: PageArguments) -> list[str]:
     """Arguments that do not go together."""
-    problems = Sampling.find_problems(args) + ModelArguments.find_problems(args)
+    problems = Sampling.find_problems(args) + ModelArguments.find_problems(args) + find_port_problems(args.port)
     if (args.user is None) != (args.password is None):
         problems.append("--user and --password go together.")
-    if not 0 <= args.port <= 65535:
-        problems.append(f"--port {args.port}: a port is 0 (any that is free) to 65535.")
     if args.space is not None:
         problems += [
             f"--{name} is for running the page, not for --space." for name in FOR_RUNNING if name in given(args)
@@ -115,8 +114,6 @@ def main(arguments: list[str]) -> None:
         write_space(args.space, args.model, args.title, **options)
         logger.info("Written to %s: hf upload you/NAME %s --repo-type space", args.space, args.space)
         return
-    from .listening import address_of, bind, is_loopback
-
     with bind(args.host, args.port) as listening:  # before the model is loaded; gradio opens its own
         address = address_of(listening)
     page = load_page(args)

@@ -18,7 +18,7 @@ from aligngpt.processing.command_line import parse_command
 from aligngpt.processing.command_output import Mistakes
 
 from .arguments import ModelArguments, Sampling, read_level
-from .listening import address_of, bind, is_loopback
+from .listening import address_of, bind, find_port_problems, is_loopback
 from .loading import load_model
 
 
@@ -50,14 +50,12 @@ class ServeArguments(Sampling, ModelArguments):
 
 def find_problems(args: ServeArguments) -> list[str]:
     """Arguments that mean nothing."""
-    problems = Sampling.find_problems(args) + ModelArguments.find_problems(args)
+    problems = Sampling.find_problems(args) + ModelArguments.find_problems(args) + find_port_problems(args.port)
     if args.image_urls not in ("public", "none", "all"):
         problems.append(f"--image_urls {args.image_urls}: known are public, none, all.")
     for name in ("max_batch_size", "max_waiting", "max_images", "max_body_mb"):
         if getattr(args, name) < 1:
             problems.append(f"--{name} {getattr(args, name)}: it is 1 at least.")
-    if not 0 <= args.port <= 65535:
-        problems.append(f"--port {args.port}: a port is 0 (any that is free) to 65535.")
     try:
         if not isinstance(json.loads(args.chat_template_kwargs), dict):
             raise ValueError("it is no object")
