@@ -1,5 +1,6 @@
 """The chat in a terminal: what can be typed, what is shown."""
 
+import json
 import logging
 import os
 import shlex
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.markup import escape
 
-from aligngpt.processing.atomic_output import write_json
+from aligngpt.processing.atomic_output import replacing
 from aligngpt.processing.image_conversion_aligngpt import load_rgb_image
 from aligngpt.processing.image_loading_aligngpt import read_image
 
@@ -55,7 +56,7 @@ class Terminal:
             "weights": ("", "how the gate mixed the levels for the last question", self.show_weights),
             "regenerate": ("", "answer the last question again", self.regenerate),
             "reset": ("", "forget the conversation and its pictures", self.reset),
-            "save": ("FILE", "write the conversation as JSON", self.save),
+            "save": ("FILE", "write the conversation as a record", self.save),
             "help": ("", "this list", self.show_help),
             "quit": ("", "end; so does Ctrl-D", lambda _: None),
         }
@@ -194,7 +195,9 @@ class Terminal:
         ]
         if self.arguments.system is not None:
             messages.insert(0, {"role": "system", "content": self.arguments.system})
-        write_json(path, {"model": self.arguments.model, "level": self.level, "messages": messages})
+        record = {"model": self.arguments.model, "level": self.level, "messages": messages}
+        with replacing(path) as temporary:  # in a line: a record that every command reads
+            temporary.write_text(json.dumps(record, ensure_ascii=False) + "\n", encoding="utf-8")
         self.console.print(f"Written to {escape(str(path))}.")
 
     def show_help(self, _: str) -> None:

@@ -9,8 +9,11 @@ import pexpect
 import pytest
 from rich.console import Console
 
+from aligngpt.processing.corpus.sources import open_corpus
 from aligngpt.serving.answering import Assistant
 from aligngpt.serving.arguments import ChatArguments
+from aligngpt.serving.conversations import read_question
+from aligngpt.serving.questions import _read_rows
 from aligngpt.serving.terminal import Terminal
 
 
@@ -86,6 +89,9 @@ def test_questions_are_answered_with_pictures_levels_and_bars(terminal, picture,
     assert [turn["role"] for turn in saved["messages"]] == ["user", "assistant"] * 2
     assert saved["messages"][0]["content"][0] == {"type": "image", "path": str(picture)}
     assert saved["level"] == 3
+    ((_, record),) = _read_rows(open_corpus(str(tmp_path / "talk.json")))
+    sample, reference = read_question(record)
+    assert sample.images == [str(picture)] and reference == saved["messages"][-1]["content"][0]["text"]
     say(process, "/reset")
     assert "Nothing was asked yet" in say(process, "/regenerate")
     process.sendeof()
