@@ -95,6 +95,17 @@ def test_the_end_of_turn_of_the_template_ends_answers_also_where_the_checkpoint_
         model.generation_config.eos_token_id = found
 
 
+def test_generation_ends_at_an_end_of_turn_that_the_checkpoint_does_not_name(assistant, make_image):
+    inputs = assistant.prepare([chat("What is this?", make_image(1))])
+    length = inputs["input_ids"].shape[1]
+    whole = assistant.generate(inputs, Sampling(max_new_tokens=8))[0, length:].tolist()
+    assistant.eos_token_ids = [whole[4]]
+    end = whole.index(whole[4]) + 1
+    assert assistant.generate(inputs, Sampling(max_new_tokens=8))[0, length:].tolist() == whole[:end]
+    text, reason = assistant.answer(inputs, Sampling(max_new_tokens=8))[0]
+    assert reason == "stop" and text == assistant.decode(whole[: end - 1]).strip()
+
+
 @pytest.mark.parametrize(
     ("name", "end"),
     [("chatml", "<|im_end|>"), ("llama3", "<|eot_id|>"), ("gemma", "<end_of_turn>"), ("phi3", "<|end|>")],
